@@ -1,0 +1,87 @@
+/*
+ * The page store of a rank: keeps contents of pages that are not in any instance, in its memory
+ * store (raw or LZ4), in its disk store, and moves them between the two (XPET). One store a
+ * process. A page is named by a handle; the handle stays while the page moves from raw to LZ4 to
+ * disk. Handles are counted: forked children share them.
+ *
+ * Threads: every call may be made from any thread. Only store_read may block on I/O; all others
+ * are short and may be called under an instance's lock (lock order: instance, then store).
+ */
+#ifndef EDM_STORE_H
+#define EDM_STORE_H
+
+#include "../config/config.h"
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef uint32_t store_handle; /* 0 = none */
+
+struct store_options {
+    uint64_t memory_bytes; /* capacity of the memory store; 0 = none (a few MiB in transit remain) */
+    uint64_t disk_bytes;   /* capacity of the disk store; 0 = none */
+    char disk_path[512];   /* folder, made 0700 when missing */
+    enum edm_compression compression;
+    /* Called, without any store lock, when a store that had refused a page has room again, or
+     * when both became full (full = true, once per filling). From XPET's thread. */
+    void (*on_room)(void *arg, bool full);
+    void *arg;
+};
+
+struct store_level {
+    uint64_t capacity_bytes, used_bytes, pages;
+};
+
+struct store_stats {
+    struct store_level memory, disk;
+    uint64_t raw_pages, lz4_pages;
+    uint64_t written_pages, read_pages; /* disk */
+};
+
+/* Returns 0 or -errno with a line in err. Starts the background thread(s). */
+int store_init(const struct store_options *opt, char *err, size_t errlen);
+/* Ends the threads, removes the files. */
+void store_fini(void);
+
+/*
+ * Keeps a copy of a 4 KiB page. `version` is mixed into the checksum and must be given again at
+ * every read; the caller never uses a version twice for different contents. Returns 0 and the
+ * handle (count 1), or -ENOSPC when there is no room now (on_room will be called). With force,
+ * capacity is passed rather than failing.
+ */
+int store_put(const void *page, uint32_t version, bool force, store_handle *out);
+
+void store_ref(store_handle h);   /* one more owner */
+void store_unref(store_handle h); /* one less; the last frees it */
+/* The same for many at once; 0 handles are skipped. */
+void store_ref_many(const store_handle *h, size_t n);
+void store_unref_many(const store_handle *h, size_t n);
+
+/* True when store_view would need no I/O. A hint: the answer may change at once. */
+bool store_is_memory(store_handle h);
+
+/*
+ * Gives the page's contents without blocking: a pointer to 4096 readable bytes, either inside the
+ * memory store (pinned until store_unview) or decompressed into buf. Checks the checksum.
+ * Returns 0; -EAGAIN when it is on disk (use store_read on a thread that may block); -EBADMSG when
+ * the checksum or the version does not match.
+ */
+struct store_view {
+    const void *data;
+    store_handle pinned; /* 0 when data is buf */
+};
+int store_view(store_handle h, uint32_t version, void *buf, struct store_view *v);
+void store_unview(struct store_view *v);
+
+/* Reads the page into buf, from wherever it is; may block. 0, -EBADMSG, -EIO. */
+int store_read(store_handle h, uint32_t version, void *buf);
+
+/* True when the stored page is raw in memory and equals `page` byte for byte. */
+bool store_same(store_handle h, uint32_t version, const void *page);
+
+/* Share of total capacity (memory and disk) in use, 0..1000; for the policy that keeps or drops
+ * slots of clean pages. */
+uint32_t store_fullness(void);
+
+void store_get_stats(struct store_stats *out);
+
+#endif
