@@ -58,7 +58,7 @@ struct edm_config {
     enum edm_evict_method evict_method;
     uint32_t handlers; /* 0 = auto */
     enum edm_log_level log_level;
-    char log_file[512]; /* "" = stderr */
+    char log_file[512];  /* "" = stderr */
     char origin[32][96]; /* per key of edm_options[], where its value came from, for `edm config` */
 };
 
@@ -90,7 +90,8 @@ int edm_size_parse(const char *text, struct edm_size *out);
 /* The size in bytes when 100 % is `whole` bytes. */
 uint64_t edm_size_bytes(struct edm_size s, uint64_t whole);
 
-/* Memory this process may use: physical memory, or its memory cgroup's limit where smaller. Bytes. */
+/* Memory this process may use: physical memory, or its memory cgroup's limit where smaller. Bytes.
+ */
 uint64_t edm_memory_total(void);
 
 /* The table of keys; options.c. */
@@ -108,13 +109,13 @@ struct edm_option {
         EDM_TYPE_STRING,
         EDM_TYPE_LIST
     } type;
-    size_t offset;               /* of the field in struct edm_config */
-    size_t size;                 /* of the field, for strings */
-    double min, max;             /* for numbers */
-    const char *const *choices;  /* for CHOICE and FLAGS, NULL at the end */
-    const char *def;             /* default, as text */
-    const char *text;            /* one line for people */
-    bool is_server;              /* read by edm-dms (else by the instance) */
+    size_t offset;              /* of the field in struct edm_config */
+    size_t size;                /* of the field, for strings */
+    double min, max;            /* for numbers */
+    const char *const *choices; /* for CHOICE and FLAGS, NULL at the end */
+    const char *def;            /* default, as text */
+    const char *text;           /* one line for people */
+    bool is_server;             /* read by edm-dms (else by the instance) */
 };
 extern const struct edm_option edm_options[];
 extern const size_t edm_options_count;

@@ -37,6 +37,31 @@ void arena_mark(uint64_t addr, uint64_t len);
 bool arena_marked(uint64_t addr, uint64_t len);
 void arena_unmark(uint64_t addr, uint64_t len);
 
+/*
+ * What is known of every page of the arena. Neighbouring pages with the same protection and state
+ * are one piece, as the kernel's mappings are. All of this is for taken pages; free ones have
+ * protection PROT_NONE and state 0, and the setters skip them.
+ */
+#define ARENA_TAKEN 1u
+#define ARENA_MARKED 2u    /* arena_mark */
+#define ARENA_FOREIGN 4u   /* not our anonymous memory: a file, shared or other special mapping */
+#define ARENA_LOCKED 8u    /* mlock: pinned while attached */
+#define ARENA_WIPE 16u     /* MADV_WIPEONFORK */
+#define ARENA_DONTFORK 32u /* MADV_DONTFORK */
+
+struct arena_piece {
+    uint64_t start, end; /* addresses */
+    uint32_t state;      /* ARENA_*; 0: free */
+    int prot;            /* PROT_* as recorded by arena_protect */
+};
+
+/* The piece that holds addr; false when addr is outside the arena. */
+bool arena_piece_at(uint64_t addr, struct arena_piece *out);
+void arena_protect(uint64_t addr, uint64_t len, int prot);
+void arena_set_state(uint64_t addr, uint64_t len, uint32_t clear, uint32_t set);
+/* Taken bytes that are not PROT_NONE and not foreign: what counts for attach_threshold. */
+uint64_t arena_accessible(void);
+
 /* Around fork. */
 void arena_lock_for_fork(void);
 void arena_unlock_after_fork(void);

@@ -33,6 +33,9 @@ int ops_request(enum edm_op_kind kind, uint64_t start, uint64_t len, uint64_t ar
 /* As ops_request, but stays open until ops_close: for EDM_OP_UNLEASE. */
 struct edm_op *ops_request_open(enum edm_op_kind kind, uint64_t start, uint64_t len, uint64_t arg);
 void ops_close(struct edm_op *op);
+/* Attached: from now on calls are noted. Detached: no more. */
+void ops_publish(struct edm_chan *chan);
+void ops_unpublish(void);
 /* Held by fork's prepare handler so that no other thread is inside ops while it forks. */
 void ops_lock_for_fork(void);
 void ops_unlock_after_fork(void);

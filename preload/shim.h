@@ -32,7 +32,7 @@ struct shim_state {
     struct edm_chan *_Atomic chan; /* NULL: not attached */
     atomic_uint ops_owner;         /* futex; tid that may raise events, 0 = none; see ops.h */
     atomic_uint ops_waiters;
-    atomic_uint attach_state;      /* enum shim_attach_state */
+    atomic_uint attach_state; /* enum shim_attach_state */
 };
 extern struct shim_state *shim_state; /* set by preload.c before anything else; never NULL after */
 
@@ -42,6 +42,10 @@ enum shim_attach_state {
     SHIM_ATTACHED,
     SHIM_UNMANAGED, /* tried and could not, or detached for good: never try again */
 };
+
+/* ---- preload.c ---- */
+/* Fills shim_config.dms_path; called before every attach_now. Raw system calls only. */
+void shim_find_server(void);
 
 /* ---- attach.c ---- */
 /* Attaches to a server, starting one if settings say so. Raw system calls only (it runs inside
@@ -58,9 +62,7 @@ void attach_init(void);
 /* server = "require": does a server answer? Returns 0 or -errno with a line in err. */
 int attach_probe(char *err, size_t errlen);
 
-/* ---- lpet.c ---- */
-int lpet_start(struct edm_chan *chan, int cmd_fd, int comp_fd, int socket_fd, int arena_uffd,
-               int staging_uffd, uint64_t staging);
+/* ---- lpet.c ---- see lpet.h */
 
 /* ---- arena.c ---- see arena.h */
 

@@ -1,0 +1,60 @@
+/*
+ * What the files of the command `edm` share.
+ */
+#ifndef EDM_CMD_H
+#define EDM_CMD_H
+
+#include "../config/config.h"
+#include "client.h"
+#include "launch.h"
+#include <getopt.h>
+#include <sys/types.h>
+
+#define CMD_ERR_MAX 2048
+#define CMD_FAILED 125 /* exit status of EDM's own errors */
+
+/* -c, -o and what means the same, in the order given. */
+struct cmd_settings {
+    struct edm_config_request request;
+    const char **options;
+    struct edm_config config; /* valid after cmd_settings_load */
+};
+
+struct cmd {
+    const char *name;
+    int (*run)(const struct cmd *self, int argc, char **argv); /* argv[0] is the command's name */
+    const char *usage;                                         /* after "edm NAME" */
+    const char *help; /* the first line says what it does */
+};
+
+extern const struct cmd cmd_run, cmd_start, cmd_stop, cmd_restart, cmd_stat, cmd_check, cmd_config,
+    cmd_resize, cmd_evict, cmd_fetch;
+
+/* Prints "edm: ..." on stderr (nothing when the text is empty) and returns CMD_FAILED. */
+int cmd_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* The same about wrong arguments, with the command's usage. */
+int cmd_misused(const struct cmd *self, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* For getopt's '?' and ':'. */
+int cmd_bad_option(const struct cmd *self, int found, char **argv);
+void cmd_print_help(const struct cmd *self);
+
+/* Adds KEY=VALUE, which must live as long as *s. */
+void cmd_settings_add(struct cmd_settings *s, const char *option);
+/* Loads the settings; 0, or CMD_FAILED after saying why. */
+int cmd_settings_load(struct cmd_settings *s);
+void cmd_settings_fini(struct cmd_settings *s);
+
+/* A process id from the command line; 0, or CMD_FAILED after saying why. */
+int cmd_parse_pid(const struct cmd *self, const char *text, pid_t *pid);
+
+/* Collects PARTs of an answer; text is always terminated. */
+struct cmd_text {
+    char *text;
+    size_t len;
+};
+int cmd_text_part(void *ctx, const char *text, size_t len);
+
+/* Bytes as "1.5G"; buf of 16. */
+const char *cmd_human(double bytes, char *buf);
+
+#endif

@@ -1,0 +1,491 @@
+/*
+ * DM-Handler: reads an instance's userfaultfd and resolves its faults, in the order of the
+ * design: look the page up, make room, get the contents, place them, wake the thread. What cannot
+ * be resolved at once becomes a waiter; whoever changes what it waits for sets in->kick.
+ */
+#include "../config/log.h"
+#include "instance.h"
+#include "uffd.h"
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MSGS 64
+#define DRAIN_SLICE 32
+#define ZERO_PAGES 32
+#define WAIT_LIMIT_NS 1000000000ull /* then a fault no longer waits for room */
+
+static const uint8_t zeros[ZERO_PAGES * EDM_PAGE_SIZE] __attribute__((aligned(4096)));
+
+static bool is_write(const struct waiter *w)
+{
+    return w->flags & UFFD_PAGEFAULT_FLAG_WRITE;
+}
+
+static int fault_done(struct instance *in, const struct waiter *w)
+{
+    stats_latency_add(&in->stats, now_ns() - w->since_ns);
+    return 0;
+}
+
+static int fault_wait(enum wait_reason why)
+{
+    return 1 + (int)why;
+}
+
+static int fault_wake(struct instance *in, const struct waiter *w)
+{
+    uffd_wake(in->uffd, w->addr, EDM_PAGE_SIZE);
+    return fault_done(in, w);
+}
+
+/* What a failed placing means for the fault. */
+static int fault_error(struct instance *in, const struct waiter *w, int err)
+{
+    if (err == -EAGAIN || err == -ENOMEM) {
+        in->stats.again++;
+        return fault_wait(WAIT_AGAIN);
+    }
+    if (err == -ESRCH)
+        in->dead = true;
+    else if (err != -EEXIST && err != -ENOENT)
+        edm_warn("pid %d: page %#lx cannot be placed: %s", in->pid, (unsigned long)w->addr,
+                 strerror(-err));
+    return fault_wake(in, w);
+}
+
+static bool room_for(struct instance *in, const struct waiter *w)
+{
+    if (budget_has_room(in, 1) || !in->claimed)
+        return true;
+    if (in->chan->fork_hold && in->chan->fork_tid == w->tid)
+        return true; /* the LPET waits for this thread's fork */
+    if (w->tid == in->chan->lpet_tid)
+        return true;
+    return now_ns() - w->since_ns > WAIT_LIMIT_NS || (evict_stuck(in) && !in->budget.evicting);
+}
+
+static void make_resident(struct instance *in, uint32_t id)
+{
+    page_make_resident(in, spt_chunk_of(&in->spt, id), id, false);
+}
+
+/* The page came back from the store or the disk into place: the instance's copy is the current
+ * one. The stored copy is kept while there is plenty of room, in case the page stays clean. */
+void dm_handler_stored_is_resident(struct instance *in, uint32_t id)
+{
+    struct page *p = spt_page(&in->spt, id);
+    in->stored--;
+    if (store_fullness() > 500)
+        page_drop_handle(p);
+    p->flags &= (uint8_t)~PF_FETCHING;
+    make_resident(in, id);
+}
+
+void dm_handler_page_lost(struct instance *in, uint32_t id, int err)
+{
+    uint64_t addr = spt_addr(&in->spt, id);
+    struct page *p = spt_page(&in->spt, id);
+    edm_error("pid %d: page %#lx is lost (%s, slot %u): whoever touches it gets SIGBUS", in->pid,
+              (unsigned long)addr, err == -EBADMSG ? "damaged" : strerror(-err), p->handle);
+    in->stats.poisoned++;
+    page_forget(in, spt_chunk_of(&in->spt, id), id, PAGE_POISONED);
+}
+
+static int fault_poisoned(struct instance *in, const struct waiter *w)
+{
+    int err = -EINVAL;
+    if (in->features & (1ull << 14)) /* UFFD_FEATURE_POISON */
+        err = uffd_poison(in->uffd, w->addr, EDM_PAGE_SIZE);
+    if (err == -EAGAIN)
+        return fault_wait(WAIT_AGAIN);
+    if (err && err != -EEXIST && in->pid)
+        kill(in->pid, SIGBUS);
+    return fault_wake(in, w);
+}
+
+static int fault_limbo(struct instance *in, const struct waiter *w, uint32_t id)
+{
+    struct page *p = spt_page(&in->spt, id);
+    uint32_t ring = p->link.next;
+    int err = uffd_copy(in->uffd, w->addr, in->limbo.data + (size_t)ring * EDM_PAGE_SIZE, 1, true,
+                        NULL);
+    if (err && err != -EEXIST)
+        return fault_error(in, w, err);
+    in->limbo.owner[ring] = RING_FREE;
+    in->limbo.used--;
+    p->flags |= PF_HOT;
+    in->stats.faults_limbo++;
+    make_resident(in, id);
+    return err ? fault_wake(in, w) : fault_done(in, w);
+}
+
+/* Fetches one stored page from memory into place. 0, -EAGAIN: on disk, or what UFFDIO_COPY says. */
+static int fetch_now(struct instance *in, uint32_t id, bool wake, bool *on_disk)
+{
+    uint8_t buf[EDM_PAGE_SIZE] __attribute__((aligned(64)));
+    struct page *p = spt_page(&in->spt, id);
+    struct store_view v;
+    int err = store_view(p->handle, p->version, buf, &v);
+    *on_disk = err == -EAGAIN;
+    if (err)
+        return err;
+    err = uffd_copy(in->uffd, spt_addr(&in->spt, id), v.data, 1, wake, NULL);
+    store_unview(&v);
+    if (!err || err == -EEXIST)
+        dm_handler_stored_is_resident(in, id);
+    return err;
+}
+
+static int fault_stored(struct instance *in, const struct waiter *w, uint32_t id)
+{
+    bool on_disk;
+    struct page *p = spt_page(&in->spt, id);
+    if (p->flags & PF_FETCHING)
+        return fault_wait(WAIT_OUTCOME);
+    if (!room_for(in, w))
+        return fault_wait(WAIT_ROOM);
+    int err = fetch_now(in, id, true, &on_disk);
+    if (on_disk) {
+        err = fetch_start(in, id);
+        return err ? fault_wait(WAIT_AGAIN) : fault_wait(WAIT_OUTCOME);
+    }
+    if (err == -EBADMSG) {
+        dm_handler_page_lost(in, id, err);
+        return fault_poisoned(in, w);
+    }
+    if (err)
+        return fault_error(in, w, err);
+    in->stats.faults_existing++;
+    return fault_done(in, w);
+}
+
+/* Places zeros in `n` pages from id on (all NEW). */
+static int place_zeros(struct instance *in, const struct waiter *w, uint32_t id, uint32_t n)
+{
+    uint32_t done = 0;
+    int err;
+    if (is_write(w)) {
+        err = uffd_copy(in->uffd, spt_addr(&in->spt, id), zeros, n, true, &done);
+    } else {
+        err = uffd_zero(in->uffd, spt_addr(&in->spt, id), 1);
+        done = err ? 0 : 1;
+    }
+    for (uint32_t i = 0; i < done; i++)
+        make_resident(in, id + i);
+    return done ? 0 : err;
+}
+
+/* How many pages to give along with a NEW one: more while the program goes through them in order. */
+static uint32_t new_run(struct instance *in, const struct waiter *w, uint32_t id)
+{
+    uint32_t max = ZERO_PAGES < in->set.prefetch_max ? ZERO_PAGES : in->set.prefetch_max, n = 1;
+    if (!in->set.prefetch || !is_write(w) || !in->claimed)
+        return 1;
+    struct prefetch_plan plan = prefetch_fault(&in->prefetcher, w->addr >> EDM_PAGE_SHIFT, max);
+    if (plan.stride != 1)
+        return 1;
+    const struct chunk *c = spt_chunk_of(&in->spt, id);
+    uint32_t first = id % EDM_CHUNK_PAGES;
+    while (n < ZERO_PAGES && n <= plan.count && first + n < EDM_CHUNK_PAGES &&
+           c->pages[first + n].state == PAGE_NEW && !c->pages[first + n].pins)
+        n++;
+    uint64_t charge = budget_charge(in);
+    uint64_t room = in->budget.limit > charge ? in->budget.limit - charge : 1;
+    return n < room ? n : (uint32_t)room;
+}
+
+static int fault_new(struct instance *in, const struct waiter *w, struct chunk *c, uint32_t id)
+{
+    int err = lease_take(in, c, w->addr);
+    if (err == -EAGAIN)
+        return fault_wait(WAIT_AGAIN);
+    in->stats.faults_new += err == 0;
+    if (!err)
+        return fault_done(in, w);
+    if (!c->pages[id % EDM_CHUNK_PAGES].pins && !room_for(in, w))
+        return fault_wait(WAIT_ROOM);
+    err = place_zeros(in, w, id, new_run(in, w, id));
+    if (err == -EEXIST) { /* it is there, served while nobody looked (KERNEL.md 21) */
+        make_resident(in, id);
+        in->stats.faults_new++;
+        return fault_wake(in, w);
+    }
+    if (err)
+        return fault_error(in, w, err);
+    in->stats.faults_new++;
+    return fault_done(in, w);
+}
+
+/* A fault in a chunk that the kernel should be serving: its registration moved. Lease anew. */
+static int fault_leased(struct instance *in, const struct waiter *w, struct chunk *c)
+{
+    uffd_unregister(in->uffd, c->addr, EDM_CHUNK_SIZE);
+    int probe = uffd_zero(in->uffd, w->addr, 1);
+    int err = probe == -EAGAIN ? probe : uffd_register(in->uffd, c->addr, EDM_CHUNK_SIZE, UFFD_WP);
+    if (err) {
+        if (lease_register(in, c) || (err != -EAGAIN && !lease_break(in, c, false)))
+            c->unevictable = 1;
+        return err == -EAGAIN ? fault_wait(WAIT_AGAIN) : fault_wake(in, w);
+    }
+    uffd_wake(in->uffd, c->addr, EDM_CHUNK_SIZE);
+    return fault_done(in, w);
+}
+
+/* Missing, but the table says resident: the program discarded it at this moment (KERNEL.md 21). */
+static int fault_resident(struct instance *in, const struct waiter *w, uint32_t id)
+{
+    int err = uffd_zero(in->uffd, w->addr, 1);
+    if (!err) {
+        page_drop_handle(spt_page(&in->spt, id));
+        return fault_done(in, w);
+    }
+    return fault_error(in, w, err);
+}
+
+static int fault_protected(struct instance *in, const struct waiter *w, const struct page *p)
+{
+    if (p && p->state == PAGE_EVICTING)
+        return fault_wait(WAIT_OUTCOME);
+    int err = uffd_protect(in->uffd, w->addr, EDM_PAGE_SIZE, false);
+    return err ? fault_error(in, w, err) : fault_done(in, w);
+}
+
+static int fault_identity(struct instance *in, const struct waiter *w)
+{
+    uint64_t page[EDM_PAGE_SIZE / 8] = {in->nonce};
+    int err = uffd_copy(in->uffd, in->identity, page, 1, true, NULL);
+    return err ? fault_error(in, w, err) : fault_done(in, w);
+}
+
+/* 0: resolved; else 1 + the reason to wait. */
+static int fault_resolve(struct instance *in, const struct waiter *w)
+{
+    if (w->addr == in->identity)
+        return fault_identity(in, w);
+    struct chunk *c = spt_chunk(&in->spt, w->addr, true);
+    if (!c)
+        return fault_wait(WAIT_AGAIN);
+    uint32_t id = spt_id(c, spt_index(w->addr));
+    struct page *p = spt_page(&in->spt, id);
+    if (w->flags & UFFD_PAGEFAULT_FLAG_WP)
+        return fault_protected(in, w, p);
+    if (c->leased && p->state == PAGE_NEW)
+        return fault_leased(in, w, c);
+    switch (p->state) {
+    case PAGE_NEW:
+        return fault_new(in, w, c, id);
+    case PAGE_RESIDENT:
+        return fault_resident(in, w, id);
+    case PAGE_EVICTING:
+        if (in->chan && w->tid == in->chan->lpet_tid) /* it populates what the program discarded */
+            return fault_resident(in, w, id);
+        return fault_wait(WAIT_OUTCOME);
+    case PAGE_LIMBO:
+        return fault_limbo(in, w, id);
+    case PAGE_STORED:
+        return fault_stored(in, w, id);
+    case PAGE_POISONED:
+        return fault_poisoned(in, w);
+    default: /* FOREIGN: mapped again behind our back, and still registered: zeros */
+        spt_set(c, p, PAGE_NEW);
+        return fault_new(in, w, c, id);
+    }
+}
+
+/* ---- prefetch ---- */
+
+bool dm_handler_prefetch(struct instance *in, uint64_t addr)
+{
+    struct chunk *c = spt_chunk(&in->spt, addr, false);
+    bool on_disk;
+    if (!c || !budget_has_room(in, 1))
+        return false;
+    uint32_t id = spt_id(c, spt_index(addr));
+    struct page *p = spt_page(&in->spt, id);
+    if (p->state != PAGE_STORED || p->flags & PF_FETCHING)
+        return true;
+    int err = fetch_now(in, id, false, &on_disk);
+    if (on_disk)
+        err = fetch_start(in, id);
+    if (err)
+        return false;
+    p->flags |= PF_PREFETCHED;
+    in->stats.prefetch_fetched++;
+    return true;
+}
+
+static void prefetch(struct instance *in, uint64_t addr)
+{
+    if (!in->set.prefetch || !in->claimed)
+        return;
+    uint64_t max = in->budget.limit / 16;
+    max = max < in->set.prefetch_max ? max : in->set.prefetch_max;
+    struct prefetch_plan plan =
+        prefetch_fault(&in->prefetcher, addr >> EDM_PAGE_SHIFT, (uint32_t)max);
+    in->stats.prefetch_used += plan.used;
+    for (uint32_t i = 0; i < plan.count; i++)
+        if (!dm_handler_prefetch(in, (plan.first + (uint64_t)(plan.stride * i)) << EDM_PAGE_SHIFT))
+            break;
+}
+
+/* ---- waiting faults ---- */
+
+void dm_handler_wait(struct instance *in, const struct waiter *w, enum wait_reason why)
+{
+    if (in->nwaiters == in->waiters_cap) {
+        size_t cap = in->waiters_cap ? in->waiters_cap * 2 : 64;
+        struct waiter *more = realloc(in->waiters, cap * sizeof(*more));
+        if (!more) { /* let the thread fault again */
+            uffd_wake(in->uffd, w->addr, EDM_PAGE_SIZE);
+            return;
+        }
+        in->waiters = more;
+        in->waiters_cap = cap;
+    }
+    in->waiters[in->nwaiters] = *w;
+    in->waiters[in->nwaiters++].why = why;
+    in->again += why == WAIT_AGAIN;
+}
+
+void dm_handler_served(struct instance *in, uint64_t addr)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < in->nwaiters; i++) {
+        const struct waiter *w = &in->waiters[i];
+        if (w->addr == addr && !(w->flags & UFFD_PAGEFAULT_FLAG_WP)) {
+            in->again -= w->why == WAIT_AGAIN;
+            in->stats.faults_existing++;
+            fault_done(in, w);
+        } else {
+            in->waiters[kept++] = *w;
+        }
+    }
+    in->nwaiters = kept;
+}
+
+static void fault_handle(struct instance *in, const struct waiter *w, bool first)
+{
+    uint64_t existing = in->stats.faults_existing;
+    int why = fault_resolve(in, w);
+    if (why) {
+        in->stats.faults_waited += first;
+        dm_handler_wait(in, w, (enum wait_reason)(why - 1));
+    } else if (in->stats.faults_existing != existing) {
+        prefetch(in, w->addr);
+    }
+}
+
+static void set_starved(struct instance *in, bool starved)
+{
+    if (in->chan && in->chan->starved != starved)
+        instance_starve(in, starved);
+}
+
+static void waiters_retry(struct instance *in)
+{
+    size_t n = in->nwaiters;
+    struct waiter local[MSGS], *old = local;
+    in->kick = false;
+    if (n == 0)
+        return;
+    if (n > MSGS && !(old = malloc(n * sizeof(*old))))
+        return;
+    memcpy(old, in->waiters, n * sizeof(*old));
+    in->nwaiters = 0;
+    in->again = 0;
+    for (size_t i = 0; i < n; i++)
+        fault_handle(in, &old[i], false);
+    if (old != local)
+        free(old);
+    if (!in->again)
+        in->again_since_ns = 0;
+    else if (!in->again_since_ns)
+        in->again_since_ns = now_ns();
+    set_starved(in, in->again && now_ns() - in->again_since_ns > 5000000);
+}
+
+/* ---- the loop ---- */
+
+static int msgs_handle(struct instance *in)
+{
+    struct uffd_msg msgs[MSGS];
+    int n = uffd_read(in->uffd, msgs, MSGS);
+    uint64_t now = n ? now_ns() : 0;
+    /* faults are read before older events: apply the events first, then look pages up */
+    for (int i = 0; i < n; i++)
+        if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
+            event_handle(in, &msgs[i]);
+    for (int i = 0; i < n; i++) {
+        if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
+            continue;
+        struct waiter w = {.addr = msgs[i].arg.pagefault.address & ~(EDM_PAGE_SIZE - 1),
+                           .flags = msgs[i].arg.pagefault.flags,
+                           .tid = msgs[i].arg.pagefault.feat.ptid,
+                           .since_ns = now};
+        fault_handle(in, &w, true);
+    }
+    return n;
+}
+
+void dm_handler_step(struct instance *in)
+{
+    evict_complete(in);
+    for (int i = 0; i < 8 && msgs_handle(in) == MSGS; i++)
+        ;
+    if (in->kick || in->again)
+        waiters_retry(in);
+    evict_kick(in);
+    if (evict_drain(in, DRAIN_SLICE) && in->nwaiters)
+        waiters_retry(in);
+}
+
+/* Is there work that no descriptor will announce? */
+static int next_timeout_us(const struct instance *in)
+{
+    const struct limbo *l = &in->limbo;
+    if (in->again)
+        return now_ns() - in->again_since_ns < 1000000 ? 50 : 1000;
+    if (l->used > l->target && l->owner[l->tail % l->pages] != RING_PENDING &&
+        budget_is_kept(in) && !in->store_refused)
+        return 0;
+    return in->nwaiters ? 100000 : -1;
+}
+
+static void drain_eventfd(int fd)
+{
+    uint64_t value;
+    if (fd >= 0)
+        (void)!read(fd, &value, sizeof(value));
+}
+
+void *dm_handler_main(void *arg)
+{
+    struct instance *in = arg;
+    int timeout = -1;
+    while (!atomic_load(&in->stop)) {
+        struct pollfd fds[3] = {{.fd = in->uffd, .events = POLLIN},
+                                {.fd = in->wake_efd, .events = POLLIN},
+                                {.fd = in->comp_efd, .events = POLLIN}};
+        struct timespec ts = {timeout / 1000000, timeout % 1000000 * 1000};
+        int n = timeout == 0 ? 0 : ppoll(fds, 3, timeout < 0 ? NULL : &ts, NULL);
+        if (atomic_load(&in->stop))
+            break;
+        pthread_mutex_lock(&in->lock);
+        if (n > 0 && fds[1].revents) {
+            drain_eventfd(in->wake_efd);
+            in->kick = true;
+        }
+        if (n > 0 && fds[2].revents)
+            drain_eventfd(in->comp_efd);
+        if (timeout > 0 && n == 0)
+            in->kick = true;
+        dm_handler_step(in);
+        timeout = in->dead ? 100000 : next_timeout_us(in);
+        pthread_mutex_unlock(&in->lock);
+    }
+    return NULL;
+}

@@ -1,0 +1,206 @@
+/*
+ * What the kernel tells of the program's own doings: REMOVE, UNMAP, REMAP, FORK. They are the
+ * truth about its mappings; the hooks only help.
+ */
+#include "../config/log.h"
+#include "instance.h"
+#include "uffd.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static bool page_is_copied_out(struct instance *in, const struct page *p)
+{
+    return p->state == PAGE_EVICTING &&
+           in->tracks[p->link.next / EDM_CMD_PAGES].kind == EDM_CMD_COPY;
+}
+
+/* The program discarded pages [first, last] of a chunk. The pages themselves go only later. */
+static void chunk_remove(struct instance *in, struct chunk *c, uint32_t first, uint32_t last)
+{
+    if (!op_note_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE))
+        c->removed_ns = now_ns(); /* a raw system call: nobody will say when it is over */
+    if (!c->touched)
+        return;
+    for (uint32_t i = first; i <= last; i++) {
+        struct page *p = &c->pages[i];
+        if (page_is_copied_out(in, p) && !(p->flags & PF_DISCARD))
+            p->removes += p->removes < 3;
+        else if (p->state != PAGE_NEW && p->state != PAGE_FOREIGN)
+            page_forget(in, c, spt_id(c, i), PAGE_NEW);
+    }
+}
+
+static void chunk_unmap(struct instance *in, struct chunk *c, uint32_t first, uint32_t last)
+{
+    for (uint32_t i = first; i <= last; i++)
+        if (c->pages[i].state != PAGE_FOREIGN)
+            page_forget(in, c, spt_id(c, i), PAGE_FOREIGN);
+}
+
+typedef void chunk_fn(struct instance *, struct chunk *, uint32_t, uint32_t);
+
+/* Calls fn for each part of [start, end) in its chunk; makes missing chunks when asked to. */
+static void for_chunks(struct instance *in, uint64_t start, uint64_t end, bool make, chunk_fn *fn)
+{
+    while (start < end) {
+        uint64_t stop = (start | (EDM_CHUNK_SIZE - 1)) + 1;
+        struct chunk *c = spt_chunk(&in->spt, start, make);
+        stop = stop < end ? stop : end;
+        if (c)
+            fn(in, c, spt_index(start), spt_index(stop - 1));
+        start = stop;
+    }
+}
+
+static bool in_arena(const struct instance *in, uint64_t addr)
+{
+    return addr - in->arena_start < in->arena_len;
+}
+
+static void event_remove(struct instance *in, uint64_t start, uint64_t end)
+{
+    in->stats.removes++;
+    for_chunks(in, start, end, false, chunk_remove);
+}
+
+static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
+{
+    in->stats.unmaps++;
+    if (in->chan)
+        evict_cancel(in, start, end);
+    /* outside of the arena an unmapped page is like one never seen */
+    for_chunks(in, start, end, in_arena(in, start), chunk_unmap);
+}
+
+/* Moves what is known of one page to its new address. */
+static void page_move(struct instance *in, struct chunk *from, uint32_t i, struct chunk *to,
+                      uint32_t j)
+{
+    struct page *p = &from->pages[i], *q = &to->pages[j];
+    uint32_t id = spt_id(to, j);
+    enum page_state state = p->state;
+    uint8_t pins = q->pins;
+    if (state == PAGE_FOREIGN)
+        return;
+    if (state == PAGE_RESIDENT)
+        page_unlist(in, spt_id(from, i));
+    if (q->state != PAGE_NEW)
+        page_forget(in, to, id, PAGE_NEW);
+    assert(q->state != PAGE_EVICTING || q->flags & PF_DISCARD);
+    enum page_state old = q->state;
+    *q = *p;
+    q->state = old;
+    q->pins = pins;
+    q->flags &= (uint8_t)~(PF_FETCHING | PF_LISTED | PF_WIPE | PF_NOFORK);
+    spt_set(to, q, PAGE_NEW);
+    if (state == PAGE_RESIDENT)
+        page_make_resident(in, to, id, false);
+    else
+        spt_set(to, q, state);
+    if (state == PAGE_LIMBO)
+        in->limbo.owner[q->link.next] = id;
+    if (state == PAGE_EVICTING)
+        in->tracks[q->link.next / EDM_CMD_PAGES].id[q->link.next % EDM_CMD_PAGES] = id;
+    p->handle = 0;
+    p->flags &= PF_WIPE | PF_NOFORK;
+    spt_set(from, p, PAGE_NEW);
+}
+
+/*
+ * A page that was in flight at the destination was unmapped there just now: its outcome belongs
+ * to nobody. Frees the entry for what arrives.
+ */
+static void page_orphan(struct instance *in, struct chunk *c, uint32_t i)
+{
+    struct page *p = &c->pages[i];
+    if (p->state != PAGE_EVICTING)
+        return;
+    uint32_t tag = p->link.next;
+    in->tracks[tag / EDM_CMD_PAGES].id[tag % EDM_CMD_PAGES] = SPT_NONE;
+    page_drop_handle(p);
+    p->flags &= (uint8_t)~PF_DISCARD;
+    spt_set(c, p, PAGE_NEW);
+}
+
+/* What arrived from leased chunks was counted by the chunk: see what is there. */
+static void remap_rescan(struct instance *in, uint64_t start, uint64_t end)
+{
+    while (start < end) {
+        uint64_t bits[EDM_CHUNK_PAGES / 64];
+        uint64_t stop = (start | (EDM_CHUNK_SIZE - 1)) + 1;
+        struct chunk *c = spt_chunk(&in->spt, start, false);
+        stop = stop < end ? stop : end;
+        uint32_t n = (uint32_t)((stop - start) >> EDM_PAGE_SHIFT), first = spt_index(start);
+        if (c && !c->leased && uffd_present(in->pagemap_fd, start, n, bits) == 0)
+            for (uint32_t i = 0; i < n; i++)
+                if (bits[i / 64] >> (i % 64) & 1 && c->pages[first + i].state == PAGE_NEW)
+                    page_make_resident(in, c, spt_id(c, first + i), false);
+        start = stop;
+    }
+}
+
+static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_t len)
+{
+    bool leased = false;
+    in->stats.remaps++;
+    if (in->chan)
+        evict_cancel(in, to, to + len);
+    if (!in_arena(in, to))
+        edm_debug("pid %d: memory moved out of the arena to %#lx", in->pid, (unsigned long)to);
+    for (uint64_t off = 0; off < len; off += EDM_PAGE_SIZE) {
+        struct chunk *f = spt_chunk(&in->spt, from + off, false);
+        struct chunk *t = spt_chunk(&in->spt, to + off, true);
+        if (!t) {
+            edm_error("pid %d: out of memory for page tables", in->pid);
+            return;
+        }
+        if (t->leased && !lease_break(in, t, false))
+            t->unevictable = 1;
+        page_orphan(in, t, spt_index(to + off));
+        if (f) {
+            leased |= f->leased;
+            page_move(in, f, spt_index(from + off), t, spt_index(to + off));
+        } else if (t->pages[spt_index(to + off)].state != PAGE_NEW) {
+            page_forget(in, t, spt_id(t, spt_index(to + off)), PAGE_NEW);
+        }
+    }
+    int err = uffd_register(in->uffd, to, len, UFFD_MISSING | UFFD_WP);
+    if (err && err != -ENOENT && err != -EINVAL && err != -ESRCH)
+        edm_debug("pid %d: registering moved memory: %s", in->pid, strerror(-err));
+    if (leased && in->pagemap_fd >= 0)
+        remap_rescan(in, to, to + len);
+}
+
+static void event_fork(struct instance *in, int uffd)
+{
+    in->stats.forks++;
+    struct instance *child = instance_from_fork(in, uffd);
+    if (!child) {
+        edm_error("pid %d: its forked child cannot be served: out of memory", in->pid);
+        close(uffd);
+    }
+}
+
+void event_handle(struct instance *in, const struct uffd_msg *m)
+{
+    in->kick = true;
+    switch (m->event) {
+    case UFFD_EVENT_REMOVE:
+        event_remove(in, m->arg.remove.start, m->arg.remove.end);
+        break;
+    case UFFD_EVENT_UNMAP:
+        event_unmap(in, m->arg.remove.start, m->arg.remove.end);
+        break;
+    case UFFD_EVENT_REMAP:
+        event_remap(in, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
+        break;
+    case UFFD_EVENT_FORK:
+        event_fork(in, (int)m->arg.fork.ufd);
+        break;
+    default:
+        break;
+    }
+}

@@ -1,0 +1,392 @@
+/*
+ * The way out: victims become commands to the LPET, its results become limbo pages, limbo pages
+ * become stored pages. All under the instance's lock.
+ */
+#include "../config/log.h"
+#include "instance.h"
+#include "uffd.h"
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TAG(slot, i) ((slot) * EDM_CMD_PAGES + (i))
+
+static uint64_t load64(const uint64_t *p)
+{
+    return __atomic_load_n(p, __ATOMIC_RELAXED);
+}
+
+/* ---- ring ---- */
+
+static void ring_release(struct limbo *l)
+{
+    while (l->tail < l->head && l->owner[l->tail % l->pages] == RING_FREE)
+        l->tail++;
+}
+
+/* n neighbouring ring pages, marked pending; -1 when there are none now. */
+static int64_t ring_take(struct limbo *l, uint32_t n)
+{
+    uint32_t pos = (uint32_t)(l->head % l->pages);
+    uint32_t skip = pos + n > l->pages ? l->pages - pos : 0;
+    if (l->head - l->tail + skip + n > l->pages)
+        return -1;
+    for (uint32_t i = 0; i < skip; i++)
+        l->owner[(l->head + i) % l->pages] = RING_FREE;
+    l->head += skip;
+    pos = (uint32_t)(l->head % l->pages);
+    for (uint32_t i = 0; i < n; i++)
+        l->owner[pos + i] = RING_PENDING;
+    l->head += n;
+    return pos;
+}
+
+/* ---- victims ---- */
+
+static bool run_takes(const struct instance *in, const struct chunk *c, uint32_t i, uint8_t like)
+{
+    const struct page *p = &c->pages[i];
+    const uint8_t same = PF_HOT | PF_COPY | PF_LISTED;
+    return p->state == PAGE_RESIDENT && (p->flags & same) == (like & same) && !p->pins;
+}
+
+/* The run of pages around victim `id` to evict with it: its cluster, and what follows in order. */
+static uint32_t run_find(const struct instance *in, uint32_t id, uint32_t max, uint32_t *first)
+{
+    const struct chunk *c = spt_chunk_of(&in->spt, id);
+    uint32_t i = id % EDM_CHUNK_PAGES, cluster = in->set.cluster, n = 1;
+    uint8_t like = c->pages[i].flags;
+    uint32_t low = i / cluster * cluster, high = low + cluster;
+    while (n < max && i > low && run_takes(in, c, i - 1, like)) {
+        i--;
+        n++;
+    }
+    for (uint32_t j = i + n; n < max && j < EDM_CHUNK_PAGES && run_takes(in, c, j, like); j++) {
+        if (j >= high && c->pages[j - 1].link.next != spt_id(c, j))
+            break;
+        n++;
+    }
+    *first = spt_id(c, i);
+    return n;
+}
+
+/* Opens leases at the head of the queue until it is a page. SPT_NONE: nothing can be taken. */
+static uint32_t victim_next(struct instance *in)
+{
+    for (uint64_t tries = in->lspt.probation.count + in->lspt.protect.count + 1; tries > 0;
+         tries--) {
+        uint32_t node = lspt_victim(&in->lspt);
+        if (node == SPT_NONE)
+            return SPT_NONE;
+        if (node & SPT_CHUNK_BIT) {
+            struct chunk *c = in->spt.chunks[node & ~SPT_CHUNK_BIT];
+            if (op_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE) || !lease_break(in, c, true)) {
+                lspt_remove_lease(&in->lspt, &in->spt, c);
+                lspt_push_lease(&in->lspt, &in->spt, c);
+            }
+            continue;
+        }
+        struct chunk *c = spt_chunk_of(&in->spt, node);
+        uint64_t addr = spt_addr(&in->spt, node);
+        if (!c->unevictable && !op_covers(in, addr, addr + EDM_PAGE_SIZE))
+            return node;
+        lspt_remove(&in->lspt, &in->spt, node);
+        lspt_push(&in->lspt, &in->spt, node, false);
+    }
+    return SPT_NONE;
+}
+
+/* ---- commands ---- */
+
+static bool command_protect(struct instance *in, uint64_t addr, uint32_t n)
+{
+    return uffd_protect(in->uffd, addr, (uint64_t)n << EDM_PAGE_SHIFT, true) == 0;
+}
+
+static void command_post(struct instance *in, uint32_t first, uint32_t n, uint32_t ring,
+                         uint32_t kind)
+{
+    uint32_t slot = in->cmd_head % EDM_CHAN_CMDS;
+    struct edm_cmd *cmd = &in->chan->cmds[slot];
+    struct track *t = &in->tracks[slot];
+    *t = (struct track){.npages = n, .slot = ring, .kind = kind, .posted_ns = now_ns()};
+    for (uint32_t i = 0; i < n; i++) {
+        struct page *p = spt_page(&in->spt, first + i);
+        page_unlist(in, first + i);
+        spt_set(spt_chunk_of(&in->spt, first + i), p, PAGE_EVICTING);
+        p->link.next = TAG(slot, i);
+        p->removes = 0;
+        t->id[i] = first + i;
+    }
+    in->budget.evicting += n;
+    memset(cmd, 0, sizeof(*cmd));
+    cmd->addr = spt_addr(&in->spt, first);
+    cmd->npages = n;
+    cmd->slot = ring;
+    cmd->kind = kind;
+    in->cmd_head++;
+    __atomic_store_n(&in->chan->cmd_head, in->cmd_head, __ATOMIC_RELEASE);
+}
+
+/* One command for the next victims; false when that is not possible now. */
+static bool command_issue(struct instance *in, uint32_t want)
+{
+    if (in->cmd_head - in->cmd_seen >= EDM_CHAN_CMDS)
+        return false;
+    uint32_t id = victim_next(in), first;
+    if (id == SPT_NONE)
+        return false;
+    uint32_t n = run_find(in, id, want < EDM_CMD_PAGES ? want : EDM_CMD_PAGES, &first);
+    int64_t ring = ring_take(&in->limbo, n);
+    if (ring < 0)
+        return false;
+    bool copy = spt_page(&in->spt, id)->flags & PF_COPY || in->set.evict_method == EDM_EVICT_COPY;
+    if (copy && !command_protect(in, spt_addr(&in->spt, first), n)) {
+        for (uint32_t i = 0; i < n; i++)
+            in->limbo.owner[ring + i] = RING_FREE;
+        ring_release(&in->limbo);
+        lspt_remove(&in->lspt, &in->spt, id);
+        lspt_push(&in->lspt, &in->spt, id, false);
+        in->busy_streak++;
+        return false;
+    }
+    command_post(in, first, n, (uint32_t)ring, copy ? EDM_CMD_COPY : EDM_CMD_MOVE);
+    return true;
+}
+
+/* Pages that should still be sent off so that the budget comes under its low watermark. */
+static uint64_t evict_goal(struct instance *in)
+{
+    struct budget *b = &in->budget;
+    uint64_t limbo = in->limbo.used + b->evicting;
+    uint64_t after = b->resident + b->leases * EDM_CHUNK_PAGES + b->fetching +
+                     (limbo < in->limbo.target ? limbo : in->limbo.target);
+    uint64_t goal = after > b->low ? after - b->low : 0;
+    return goal > b->forced ? goal : b->forced;
+}
+
+bool evict_stuck(const struct instance *in)
+{
+    uint64_t listed = in->lspt.probation.count + in->lspt.protect.count;
+    return in->busy_streak > 2 * listed + EDM_CMD_PAGES;
+}
+
+void evict_kick(struct instance *in)
+{
+    struct budget *b = &in->budget;
+    if (!in->claimed || !budget_is_kept(in) || in->detached || in->pin_all > 0)
+        return;
+    bool waiting = in->nwaiters > in->again && !budget_has_room(in, 1);
+    if (budget_charge(in) <= b->high && !b->forced && !waiting)
+        return;
+    uint64_t goal = evict_goal(in);
+    uint32_t before = in->cmd_head;
+    uint64_t flight = b->limit / 4 < IN_FLIGHT_MAX ? b->limit / 4 : IN_FLIGHT_MAX;
+    flight = flight < 16 ? 16 : flight;
+    while (goal > 0 && b->evicting < flight && !evict_stuck(in)) {
+        uint64_t had = b->evicting;
+        uint64_t want = goal < flight - had ? goal : flight - had;
+        if (!command_issue(in, (uint32_t)want))
+            break;
+        uint64_t n = b->evicting - had;
+        goal -= n < goal ? n : goal;
+        b->forced -= n < b->forced ? n : b->forced;
+    }
+    if (in->cmd_head != before) {
+        uint64_t one = 1;
+        __atomic_store_n(&in->chan->comp_wanted, in->nwaiters > 0, __ATOMIC_RELAXED);
+        (void)!write(in->cmd_efd, &one, sizeof(one));
+    }
+}
+
+void evict_post_exit(struct instance *in)
+{
+    uint64_t one = 1;
+    struct edm_cmd *cmd = &in->chan->cmds[in->cmd_head % EDM_CHAN_CMDS];
+    in->tracks[in->cmd_head % EDM_CHAN_CMDS].npages = 0;
+    memset(cmd, 0, sizeof(*cmd));
+    cmd->kind = EDM_CMD_EXIT;
+    __atomic_store_n(&in->chan->cmd_head, ++in->cmd_head, __ATOMIC_RELEASE);
+    (void)!write(in->cmd_efd, &one, sizeof(one));
+}
+
+/* ---- completions ---- */
+
+static void outcome_back(struct instance *in, struct chunk *c, uint32_t id, bool refused)
+{
+    struct page *p = spt_page(&in->spt, id);
+    if (refused && in->set.evict_method == EDM_EVICT_AUTO && !(p->flags & PF_COPY)) {
+        p->flags |= PF_COPY;
+        page_make_resident(in, c, id, true);
+        return;
+    }
+    in->stats.evicted_busy++;
+    in->busy_streak++;
+    p->flags &= (uint8_t)~PF_COPY;
+    page_make_resident(in, c, id, false);
+}
+
+/* The bits of a command's result, each page in one mask only, whatever the instance wrote. */
+struct outcome {
+    uint64_t moved, zero, gone, refused;
+};
+
+static void outcome_page(struct instance *in, struct track *t, uint32_t i, const struct outcome *o)
+{
+    uint32_t id = t->id[i], ring = t->slot + i;
+    uint64_t bit = 1ull << i;
+    bool left = (o->moved | o->zero | o->gone) & bit;
+    in->limbo.owner[ring] = RING_FREE;
+    in->budget.evicting--;
+    if (in->nfollowers)
+        fork_follow(in, TAG((uint32_t)(t - in->tracks), i), left,
+                    o->moved & bit ? in->limbo.data + (size_t)ring * EDM_PAGE_SIZE : NULL);
+    if (id == SPT_NONE)
+        return;
+    struct page *p = spt_page(&in->spt, id);
+    struct chunk *c = spt_chunk_of(&in->spt, id);
+    bool discard = p->flags & PF_DISCARD;
+    enum page_state then = discard ? p->version : PAGE_NEW;
+    /* KERNEL.md 7: one REMOVE is the LPET's own, one more is the program's */
+    if (t->kind == EDM_CMD_COPY && p->removes >= (left ? 2 : 1))
+        discard = true;
+    p->flags &= (uint8_t)~PF_DISCARD;
+    if (discard || o->gone & bit || o->zero & bit) {
+        in->stats.evicted_zero += !discard && o->zero & bit;
+        in->stats.evicted += !discard && o->zero & bit;
+        spt_set(c, p, PAGE_NEW); /* no longer EVICTING: page_forget may finish it */
+        page_forget(in, c, id, discard ? then : PAGE_NEW);
+        return;
+    }
+    if (!(o->moved & bit)) {
+        if (t->kind == EDM_CMD_COPY)
+            uffd_protect(in->uffd, spt_addr(&in->spt, id), EDM_PAGE_SIZE, false);
+        outcome_back(in, c, id, o->refused & bit);
+        return;
+    }
+    in->busy_streak = 0;
+    in->stats.evicted++;
+    in->limbo.owner[ring] = id;
+    in->limbo.used++;
+    p->link.next = ring;
+    p->flags &= (uint8_t)~(PF_PREFETCHED | PF_COPY);
+    spt_set(c, p, PAGE_LIMBO);
+}
+
+static void complete_one(struct instance *in)
+{
+    uint32_t slot = in->cmd_seen % EDM_CHAN_CMDS;
+    const struct edm_cmd *cmd = &in->chan->cmds[slot];
+    struct track *t = &in->tracks[slot];
+    struct outcome o = {.moved = load64(&cmd->moved), .zero = load64(&cmd->zero)};
+    o.zero &= ~o.moved;
+    o.gone = load64(&cmd->gone) & ~(o.moved | o.zero);
+    o.refused = load64(&cmd->refused) & ~(o.moved | o.zero | o.gone);
+    for (uint32_t i = 0; i < t->npages; i++)
+        outcome_page(in, t, i, &o);
+    t->npages = 0;
+    in->cmd_seen++;
+}
+
+bool evict_complete(struct instance *in)
+{
+    if (!in->chan)
+        return false;
+    uint32_t tail = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE);
+    if (tail - in->cmd_seen > in->cmd_head - in->cmd_seen)
+        tail = in->cmd_seen; /* nonsense from the instance: it harms itself only */
+    bool any = in->cmd_seen != tail;
+    while (in->cmd_seen != tail)
+        complete_one(in);
+    if (any) {
+        ring_release(&in->limbo);
+        in->kick = true;
+    }
+    return any;
+}
+
+bool evict_cancel(struct instance *in, uint64_t start, uint64_t end)
+{
+    bool none = true;
+    for (uint32_t n = in->cmd_seen; n != in->cmd_head; n++) {
+        struct edm_cmd *cmd = &in->chan->cmds[n % EDM_CHAN_CMDS];
+        struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
+        bool hit = false;
+        for (uint32_t i = 0; i < t->npages && !hit; i++) {
+            uint64_t a = t->id[i] == SPT_NONE ? 0 : spt_addr(&in->spt, t->id[i]);
+            hit = a >= start && a < end;
+        }
+        if (!hit)
+            continue;
+        uint32_t posted = EDM_CMD_POSTED;
+        none = false; /* also a cancelled one is over only when the LPET has passed it */
+        __atomic_compare_exchange_n(&cmd->state, &posted, EDM_CMD_CANCELLED, false,
+                                    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+    return none;
+}
+
+/* ---- limbo to store ---- */
+
+/* False: the store has no room now. */
+static bool drain_page(struct instance *in, uint32_t ring, bool force)
+{
+    uint32_t id = in->limbo.owner[ring];
+    struct page *p = spt_page(&in->spt, id);
+    const void *data = in->limbo.data + (size_t)ring * EDM_PAGE_SIZE;
+    if (p->handle && store_same(p->handle, p->version, data)) {
+        in->stats.evicted_clean++;
+    } else {
+        uint8_t copy[EDM_PAGE_SIZE]; /* the instance can write the ring: hash what is stored */
+        store_handle h;
+        uint32_t version = page_next_version();
+        memcpy(copy, data, sizeof(copy));
+        page_drop_handle(p);
+        in->store_refused = store_put(copy, version, force, &h) != 0;
+        if (in->store_refused)
+            return false;
+        p->handle = h;
+        p->version = version;
+    }
+    in->limbo.owner[ring] = RING_FREE;
+    in->limbo.used--;
+    in->stored++;
+    p->flags &= (uint8_t)~PF_HOT;
+    spt_set(spt_chunk_of(&in->spt, id), p, PAGE_STORED);
+    return true;
+}
+
+static unsigned drain(struct instance *in, unsigned max, uint32_t keep, bool force)
+{
+    struct limbo *l = &in->limbo;
+    unsigned n = 0;
+    for (uint64_t at = l->tail; n < max && l->used > keep && at < l->head; at++) {
+        uint32_t ring = (uint32_t)(at % l->pages);
+        if (l->owner[ring] == RING_PENDING && !force)
+            break;
+        if (l->owner[ring] == RING_PENDING || l->owner[ring] == RING_FREE)
+            continue;
+        if (!drain_page(in, ring, force))
+            break;
+        n++;
+    }
+    ring_release(l);
+    if (n)
+        in->kick = true;
+    return n;
+}
+
+unsigned evict_drain(struct instance *in, unsigned max)
+{
+    const struct budget *b = &in->budget;
+    if (!in->limbo.used)
+        return 0;
+    bool tight = budget_charge(in) + 1 > b->limit && !b->evicting;
+    bool ring_low = in->limbo.pages - (in->limbo.head - in->limbo.tail) < EDM_CMD_PAGES;
+    return drain(in, max, tight || ring_low ? 0 : in->limbo.target, false);
+}
+
+void evict_drain_all(struct instance *in)
+{
+    drain(in, UINT32_MAX, 0, true);
+}

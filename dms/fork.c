@@ -1,0 +1,184 @@
+/*
+ * Forked children: the child's table starts as a copy of its parent's, stored pages are shared and
+ * counted. See KERNEL.md 1, 8, 9, 13.
+ */
+#include "../config/log.h"
+#include "instance.h"
+#include "uffd.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A child's page while its parent's is on the way out. */
+static void page_follow(struct instance *parent, struct instance *child, struct chunk *c,
+                        uint32_t id, uint32_t tag)
+{
+    struct follower *more =
+        realloc(parent->followers, (parent->nfollowers + 1) * sizeof(*parent->followers));
+    if (!more) {
+        edm_error("pid %d: out of memory for a forked child's page", parent->pid);
+        return;
+    }
+    parent->followers = more;
+    parent->followers[parent->nfollowers++] = (struct follower){instance_get(child), id, tag};
+    spt_set(c, spt_page(&child->spt, id), PAGE_EVICTING);
+}
+
+static void follow_settle(struct instance *child, uint32_t id, bool left, const void *contents)
+{
+    struct page *p = spt_page(&child->spt, id);
+    struct chunk *c = spt_chunk_of(&child->spt, id);
+    store_handle h = 0;
+    uint32_t version = page_next_version();
+    bool discard = p->flags & PF_DISCARD;
+    enum page_state then = discard ? p->version : left ? PAGE_NEW : PAGE_RESIDENT;
+    if (p->state != PAGE_EVICTING)
+        return;
+    p->flags &= (uint8_t)~PF_DISCARD;
+    spt_set(c, p, PAGE_NEW);
+    if (then == PAGE_RESIDENT) {
+        page_make_resident(child, c, id, false);
+    } else if (!discard && contents && store_put(contents, version, true, &h) == 0) {
+        p->handle = h;
+        p->version = version;
+        spt_set(c, p, PAGE_STORED);
+        child->stored++;
+    } else if (!discard && contents) {
+        spt_set(c, p, PAGE_POISONED);
+    } else {
+        page_forget(child, c, id, then);
+    }
+    child->kick = true;
+}
+
+void fork_follow(struct instance *parent, uint32_t tag, bool left, const void *contents)
+{
+    for (size_t i = 0; i < parent->nfollowers;) {
+        struct follower f = parent->followers[i];
+        if (f.tag != tag) {
+            i++;
+            continue;
+        }
+        parent->followers[i] = parent->followers[--parent->nfollowers];
+        pthread_mutex_lock(&f.child->lock);
+        follow_settle(f.child, f.id, left, contents);
+        pthread_mutex_unlock(&f.child->lock);
+        instance_wake(f.child);
+        instance_put(f.child);
+    }
+}
+
+/* What page i of a parent's chunk is in the child. paused: the LPET stands still, so pages that
+ * have an outstanding command have not left. */
+static void page_inherit(struct instance *parent, struct instance *child, struct chunk *c,
+                         const struct page *from, uint32_t i, bool paused)
+{
+    struct page *p = &c->pages[i];
+    uint32_t id = spt_id(c, i);
+    p->flags = from->flags & (PF_WIPE | PF_NOFORK | PF_HOT);
+    if (from->flags & PF_NOFORK || from->state == PAGE_FOREIGN) {
+        spt_set(c, p, PAGE_FOREIGN);
+        child->foreign = true;
+        return;
+    }
+    if (from->flags & PF_WIPE)
+        return;
+    switch (from->state) {
+    case PAGE_RESIDENT:
+        page_make_resident(child, c, id, false);
+        break;
+    case PAGE_EVICTING:
+        if (from->flags & PF_DISCARD)
+            break;
+        if (paused)
+            page_make_resident(child, c, id, false);
+        else
+            page_follow(parent, child, c, id, from->link.next);
+        break;
+    case PAGE_STORED:
+        p->handle = from->handle;
+        p->version = from->version;
+        spt_set(c, p, PAGE_STORED);
+        child->stored++;
+        break;
+    case PAGE_POISONED:
+        spt_set(c, p, PAGE_POISONED);
+        break;
+    default:
+        break;
+    }
+}
+
+static int chunk_inherit(struct instance *parent, struct instance *child, const struct chunk *from,
+                         bool paused)
+{
+    store_handle handles[EDM_CHUNK_PAGES];
+    size_t n = 0;
+    struct chunk *c = spt_chunk(&child->spt, from->addr, true);
+    if (!c)
+        return -ENOMEM;
+    c->unknown = from->leased;
+    for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
+        page_inherit(parent, child, c, &from->pages[i], i, paused);
+        if (c->pages[i].handle)
+            handles[n++] = c->pages[i].handle;
+    }
+    store_ref_many(handles, n);
+    return 0;
+}
+
+/* KERNEL.md 1: whatever was leased, the child's whole memory is in MISSING mode. */
+static void register_all(struct instance *in)
+{
+    const int mode = UFFD_MISSING | UFFD_WP;
+    uffd_register(in->uffd, in->identity, EDM_PAGE_SIZE, mode);
+    if (!in->foreign && uffd_register(in->uffd, in->arena_start, in->arena_len, mode) == 0)
+        return;
+    uint64_t start = in->arena_start, end = start + in->arena_len;
+    for (uint64_t a = start; a < end; a += EDM_CHUNK_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, false);
+        if (!c || !c->foreign)
+            continue;
+        if (a > start)
+            uffd_register(in->uffd, start, a - start, mode);
+        lease_register(in, c);
+        start = a + EDM_CHUNK_SIZE;
+    }
+    if (start < end)
+        uffd_register(in->uffd, start, end - start, mode);
+}
+
+struct instance *instance_from_fork(struct instance *parent, int uffd)
+{
+    const struct edm_chan *chan = parent->chan;
+    evict_complete(parent);
+    bool paused = chan && __atomic_load_n(&chan->fork_hold, __ATOMIC_ACQUIRE) &&
+                  !__atomic_load_n(&chan->lpet_busy, __ATOMIC_ACQUIRE);
+    evict_complete(parent);
+    evict_drain_all(parent);
+    struct instance *child = instance_new(&parent->set, parent->uid);
+    if (!child)
+        return NULL;
+    memcpy(child->command, parent->command, sizeof(child->command));
+    child->run_token = parent->run_token;
+    child->arena_start = parent->arena_start;
+    child->arena_len = parent->arena_len;
+    child->identity = parent->identity;
+    child->features = parent->features;
+    child->budget = (struct budget){.limit = parent->budget.limit,
+                                    .high = parent->budget.high,
+                                    .low = parent->budget.low};
+    child->uffd = uffd;
+    pthread_mutex_lock(&child->lock);
+    int err = 0;
+    for (uint32_t n = 0; n < parent->spt.nchunks && !err; n++)
+        err = chunk_inherit(parent, child, parent->spt.chunks[n], paused);
+    register_all(child);
+    if (!err)
+        err = instance_start_handlers(child);
+    pthread_mutex_unlock(&child->lock);
+    instance_publish(child);
+    if (err)
+        edm_error("a forked child of pid %d is served in part: %s", parent->pid, strerror(-err));
+    return child;
+}

@@ -1,0 +1,36 @@
+/*
+ * Local state page table: the pages of an instance that are in its local memory, in eviction
+ * order, and its leases. Two queues (segmented FIFO): probation takes pages as they arrive,
+ * protected takes those that came back from limbo and so proved to be in use.
+ *
+ * Protected by the instance's lock.
+ */
+#ifndef EDM_LSPT_H
+#define EDM_LSPT_H
+
+#include "spt.h"
+
+struct lspt_list {
+    uint32_t head, tail;
+    uint64_t count;
+};
+
+struct lspt {
+    struct lspt_list probation, protect;
+};
+
+void lspt_init(struct lspt *l);
+/* A page that became resident: last in the order (or first, to be evicted next). */
+void lspt_push(struct lspt *l, struct spt *t, uint32_t id, bool first);
+void lspt_remove(struct lspt *l, struct spt *t, uint32_t id);
+/* A leased chunk, as one node of the probation queue. */
+void lspt_push_lease(struct lspt *l, struct spt *t, struct chunk *c);
+void lspt_remove_lease(struct lspt *l, struct spt *t, struct chunk *c);
+/*
+ * The node to evict next (a page id, or SPT_CHUNK_BIT | chunk number), SPT_NONE when there is
+ * none: the oldest on probation while that queue holds more than a quarter, else the oldest
+ * protected one. It stays in its list.
+ */
+uint32_t lspt_victim(const struct lspt *l);
+
+#endif

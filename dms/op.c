@@ -1,0 +1,319 @@
+/*
+ * What the hooks ask of the server through the channel. One thread per instance waits on the
+ * channel's bell; it may wait for the LPET, so it never holds the lock while it does.
+ */
+#include "../config/log.h"
+#include "instance.h"
+#include "uffd.h"
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static void futex_wait(uint32_t *word, uint32_t value)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT, value, NULL, NULL, 0);
+}
+
+static void futex_wake(uint32_t *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+static bool overlaps(uint64_t a, uint64_t alen, uint64_t b, uint64_t bend)
+{
+    return a < bend && b < a + alen;
+}
+
+bool op_note_covers(const struct instance *in, uint64_t start, uint64_t end)
+{
+    if (!in->chan)
+        return false;
+    for (uint32_t i = 0; i < EDM_CHAN_OPS; i++) {
+        const struct edm_op *op = &in->chan->ops[i];
+        if (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) == EDM_OP_OPEN &&
+            overlaps(op->start, op->len, start, end))
+            return true;
+    }
+    return false;
+}
+
+bool op_covers(const struct instance *in, uint64_t start, uint64_t end)
+{
+    for (unsigned i = 0; i < in->nheld; i++)
+        if (overlaps(in->held[i].start, in->held[i].len, start, end))
+            return true;
+    return false;
+}
+
+/* Forgets the operations that the instance has closed. */
+static void held_prune(struct instance *in)
+{
+    for (unsigned i = 0; i < in->nheld;) {
+        const struct edm_op *op = &in->chan->ops[in->held[i].slot];
+        bool open = __atomic_load_n(&op->state, __ATOMIC_ACQUIRE) != EDM_OP_FREE &&
+                    op->kind == EDM_OP_UNLEASE && op->start == in->held[i].start;
+        if (open)
+            i++;
+        else
+            in->held[i] = in->held[--in->nheld];
+    }
+}
+
+/* Lets the LPET and the handlers work for a moment. */
+static void let_go(struct instance *in)
+{
+    struct timespec ts = {0, 100000};
+    pthread_mutex_unlock(&in->lock);
+    nanosleep(&ts, NULL);
+    pthread_mutex_lock(&in->lock);
+    dm_handler_step(in);
+}
+
+static bool over(struct instance *in)
+{
+    return in->dead || atomic_load(&in->stop);
+}
+
+/* No command of [start, end) is outstanding, and no new one is made while it is held. */
+static void quiesce(struct instance *in, uint64_t start, uint64_t end)
+{
+    while (!evict_cancel(in, start, end) && !over(in)) {
+        uint64_t one = 1;
+        (void)!write(in->cmd_efd, &one, sizeof(one));
+        let_go(in);
+    }
+}
+
+static int op_unlease(struct instance *in, const struct edm_op *op, uint32_t slot)
+{
+    uint64_t end = op->start + op->len;
+    if (in->nheld == EDM_CHAN_OPS)
+        return -EBUSY;
+    in->held[in->nheld++] = (struct held){op->start, op->len, slot};
+    quiesce(in, op->start, end);
+    for (uint64_t a = op->start & ~(EDM_CHUNK_SIZE - 1); a < end; a += EDM_CHUNK_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, false);
+        while (c && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
+            let_go(in);
+    }
+    int err = uffd_register(in->uffd, op->start, op->len, UFFD_MISSING | UFFD_WP);
+    return err == -ENOENT ? 0 : err;
+}
+
+static int op_refreshed(struct instance *in, const struct edm_op *op)
+{
+    uint64_t end = op->start + op->len;
+    quiesce(in, op->start, end);
+    for (uint64_t a = op->start; a < end; a += EDM_PAGE_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, false);
+        if (!c) {
+            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
+            continue;
+        }
+        struct page *p = &c->pages[spt_index(a)];
+        if (p->state != PAGE_NEW)
+            page_forget(in, c, spt_id(c, spt_index(a)), PAGE_NEW);
+        c->pinned -= p->pins > 0;
+        p->pins = 0;
+        p->flags &= (uint8_t)~(PF_WIPE | PF_NOFORK);
+        if (c->leased && !lease_break(in, c, false))
+            c->unevictable = 1;
+    }
+    int err = 0;
+    do {
+        err = uffd_register(in->uffd, op->start, op->len, UFFD_MISSING | UFFD_WP);
+        if (err == -EAGAIN)
+            let_go(in);
+    } while (err == -EAGAIN && !over(in));
+    return err;
+}
+
+static void page_pin(struct instance *in, struct chunk *c, uint32_t i)
+{
+    struct page *p = &c->pages[i];
+    if (p->pins == UINT8_MAX)
+        return;
+    if (p->pins == 0 && p->state == PAGE_RESIDENT) {
+        page_unlist(in, spt_id(c, i));
+        in->budget.pinned++;
+    }
+    c->pinned += p->pins == 0;
+    p->pins++;
+}
+
+static void page_unpin(struct instance *in, struct chunk *c, uint32_t i)
+{
+    struct page *p = &c->pages[i];
+    if (p->pins == 0 || p->pins == UINT8_MAX || --p->pins)
+        return;
+    c->pinned--;
+    if (p->state == PAGE_RESIDENT) {
+        in->budget.pinned--;
+        page_make_resident(in, c, spt_id(c, i), false);
+    }
+}
+
+static int op_pin(struct instance *in, const struct edm_op *op)
+{
+    bool pin = op->kind == EDM_OP_PIN;
+    if (op->start <= in->arena_start && op->len >= in->arena_len) {
+        in->pin_all += pin ? 1 : -1;
+        return 0;
+    }
+    uint64_t end = (op->start + op->len + EDM_PAGE_SIZE - 1) & ~(EDM_PAGE_SIZE - 1);
+    if (pin) /* what is being taken out comes to an end first */
+        quiesce(in, op->start, end);
+    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, pin);
+        if (!c)
+            continue;
+        while (pin && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
+            let_go(in);
+        if (pin)
+            page_pin(in, c, spt_index(a));
+        else
+            page_unpin(in, c, spt_index(a));
+    }
+    return 0;
+}
+
+static int op_flag(struct instance *in, const struct edm_op *op, uint8_t flag)
+{
+    uint64_t end = op->start + op->len;
+    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, true);
+        if (!c)
+            return -ENOMEM;
+        struct page *p = &c->pages[spt_index(a)];
+        p->flags = op->arg ? p->flags | flag : p->flags & (uint8_t)~flag;
+    }
+    return 0;
+}
+
+static int op_pageout(struct instance *in, const struct edm_op *op)
+{
+    uint64_t end = op->start + op->len;
+    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, false);
+        if (!c)
+            continue;
+        if (c->leased)
+            lease_break(in, c, true);
+        struct page *p = &c->pages[spt_index(a)];
+        if (!(p->flags & PF_LISTED) || c->leased)
+            continue;
+        lspt_remove(&in->lspt, &in->spt, spt_id(c, spt_index(a)));
+        p->flags &= (uint8_t)~PF_HOT;
+        lspt_push(&in->lspt, &in->spt, spt_id(c, spt_index(a)), true);
+        in->budget.forced++;
+    }
+    return 0;
+}
+
+static int op_willneed(struct instance *in, const struct edm_op *op)
+{
+    uint64_t end = op->start + op->len;
+    unsigned n = 0;
+    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end && !over(in); a += EDM_PAGE_SIZE) {
+        if (!dm_handler_prefetch(in, a))
+            break;
+        if (++n % 64 == 0)
+            let_go(in);
+    }
+    return 0;
+}
+
+/* Called with the lock. */
+static int release(struct instance *in)
+{
+    int err = fetch_all(in, NULL, NULL);
+    if (err)
+        return err;
+    in->budget.unlimited = true;
+    in->set.lease = 0;
+    in->detached = true;
+    while (in->budget.evicting && !over(in))
+        let_go(in);
+    if (in->limbo.used || in->stored)
+        return -EAGAIN;
+    for (uint32_t i = 0; i < in->spt.nchunks; i++)
+        uffd_unregister(in->uffd, in->spt.chunks[i]->addr, EDM_CHUNK_SIZE);
+    uffd_unregister(in->uffd, in->arena_start, in->arena_len);
+    if (in->chan)
+        evict_post_exit(in);
+    return 0;
+}
+
+int instance_release(struct instance *in)
+{
+    pthread_mutex_lock(&in->lock);
+    int err = release(in);
+    pthread_mutex_unlock(&in->lock);
+    return err;
+}
+
+static int op_act(struct instance *in, const struct edm_op *op, uint32_t slot)
+{
+    if (op->len > 1ull << 47 || op->start > 1ull << 47)
+        return -EINVAL;
+    switch (op->kind) {
+    case EDM_OP_UNLEASE:
+        return op_unlease(in, op, slot);
+    case EDM_OP_REFRESHED:
+        return op_refreshed(in, op);
+    case EDM_OP_PIN:
+    case EDM_OP_UNPIN:
+        return op_pin(in, op);
+    case EDM_OP_WIPEONFORK:
+        return op_flag(in, op, PF_WIPE);
+    case EDM_OP_DONTFORK:
+        return op_flag(in, op, PF_NOFORK);
+    case EDM_OP_WILLNEED:
+        return op_willneed(in, op);
+    case EDM_OP_PAGEOUT:
+        return op_pageout(in, op);
+    case EDM_OP_DETACH:
+        return release(in);
+    case EDM_OP_SYNC:
+        return 0;
+    default:
+        return -ENOSYS;
+    }
+}
+
+static void ops_scan(struct instance *in)
+{
+    for (uint32_t i = 0; i < EDM_CHAN_OPS; i++) {
+        struct edm_op *shared = &in->chan->ops[i];
+        if (__atomic_load_n(&shared->state, __ATOMIC_ACQUIRE) != EDM_OP_REQUEST)
+            continue;
+        struct edm_op op = *shared; /* the instance may write it: one look only */
+        pthread_mutex_lock(&in->lock);
+        held_prune(in);
+        dm_handler_step(in);
+        shared->result = op_act(in, &op, i);
+        in->kick = true;
+        dm_handler_step(in);
+        pthread_mutex_unlock(&in->lock);
+        uint32_t request = EDM_OP_REQUEST;
+        __atomic_compare_exchange_n(&shared->state, &request, EDM_OP_DONE, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_ACQUIRE);
+        futex_wake(&shared->state);
+    }
+}
+
+void *op_main(void *arg)
+{
+    struct instance *in = arg;
+    while (!atomic_load(&in->stop)) {
+        uint32_t bell = __atomic_load_n(&in->chan->op_bell, __ATOMIC_ACQUIRE);
+        ops_scan(in);
+        futex_wait(&in->chan->op_bell, bell);
+    }
+    return NULL;
+}
