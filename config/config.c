@@ -76,7 +76,7 @@ static unsigned distance(const char *a, const char *b)
 static int unknown_key(const char *where, const char *key, char *err, size_t errlen)
 {
     const char *near = NULL;
-    unsigned best = 4; /* further away is another word */
+    unsigned best = (unsigned)strlen(key) / 3 + 2; /* further away is another word */
     size_t n;
 
     for (size_t i = 0; i < edm_options_count; i++) {

@@ -53,6 +53,8 @@ struct cmd_text {
     size_t len;
 };
 int cmd_text_part(void *ctx, const char *text, size_t len);
+/* Takes the ends of lines at the end away. */
+void cmd_text_trim(struct cmd_text *t);
 
 /* Bytes as "1.5G"; buf of 16. */
 const char *cmd_human(double bytes, char *buf);

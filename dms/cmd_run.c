@@ -103,30 +103,47 @@ static int open_stats(struct run *r)
     return 0;
 }
 
-/* Makes sure of a server and tells it to keep the counters of CMD's processes. */
-static int watch(struct run *r)
+/* A server that answers; started when there is none and settings allow it. */
+static int find_server(struct run *r, char *err, size_t errlen)
+{
+    const struct edm_config *c = &r->settings.config;
+    int fd = edm_client_connect(c, true, err, errlen), rc;
+
+    if ((fd != -ENOENT && fd != -ECONNREFUSED) || c->server != EDM_SERVER_AUTO)
+        return fd;
+    rc = edm_launch(&r->settings.request, true, err, errlen);
+    return rc ? rc : edm_client_connect(c, true, err, errlen);
+}
+
+static int send_watch(struct run *r, char *err, size_t errlen)
 {
     struct edm_request req = {.size = r->token, .token = r->token, .pid = getpid()};
     const struct edm_client_call call = {
         .type = EDM_MSG_WATCH, .payload = &req, .len = sizeof(req)};
+    int fd = edm_client_connect(&r->settings.config, true, err, errlen), rc;
+
+    if (fd < 0)
+        return fd;
+    rc = edm_client_call(fd, &call, NULL, err, errlen);
+    close(fd);
+    return rc;
+}
+
+/* Tells a server to keep the counters of CMD's processes. A second connection stays open until they
+ * are asked for: it keeps an automatic server from ending meanwhile. */
+static int watch(struct run *r)
+{
     const struct edm_config *c = &r->settings.config;
     char err[CMD_ERR_MAX];
-    int fd, rc;
 
     if (c->server == EDM_SERVER_OFF)
         return cmd_fail("--stats: server is \"off\", so there are no counters: set it to \"auto\"");
-    fd = edm_client_connect(c, true, err, sizeof(err));
-    if ((fd == -ENOENT || fd == -ECONNREFUSED) && c->server == EDM_SERVER_AUTO) {
-        rc = edm_launch(&r->settings.request, true, err, sizeof(err));
-        fd = rc ? rc : edm_client_connect(c, true, err, sizeof(err));
-    }
-    rc = fd < 0 ? fd : edm_client_call(fd, &call, NULL, err, sizeof(err));
-    if (!rc) {
-        r->server_fd = fd;
+    r->server_fd = find_server(r, err, sizeof(err));
+    if (r->server_fd >= 0 && !send_watch(r, err, sizeof(err)))
         return 0;
-    }
-    if (fd >= 0)
-        close(fd);
+    if (r->server_fd >= 0)
+        close(r->server_fd);
+    r->server_fd = -1;
     cmd_fail("%s", err);
     return c->server == EDM_SERVER_REQUIRE ? CMD_FAILED : 0;
 }
@@ -172,9 +189,10 @@ static void write_stats(struct run *r)
         t.len = 0;
         rc = r->server_fd < 0 ? r->server_fd : ask_counters(r, &t, err, sizeof(err));
     }
+    cmd_text_trim(&t);
     if (rc)
         cmd_fail("no counters: %s", err);
-    if (rc || !t.text)
+    if (rc || !t.len)
         rc = write_all(r->stats_fd, none, sizeof(none) - 1);
     else
         rc = write_all(r->stats_fd, t.text, t.len);
@@ -298,12 +316,13 @@ static int run_main(const struct cmd *self, int argc, char **argv)
         rc = watch(&r);
     if (!rc)
         rc = set_environment(&r);
-    if (rc)
-        return rc;
-    if (!r.stats)
-        return exec_command(r.argv);
-    rc = run_child(&r);
-    write_stats(&r);
+    if (!rc && !r.stats)
+        rc = exec_command(r.argv);
+    else if (!rc) {
+        rc = run_child(&r);
+        write_stats(&r);
+    }
+    cmd_settings_fini(&r.settings);
     return rc;
 }
 

@@ -171,9 +171,10 @@ static int stat_print(const struct edm_config *c, pid_t pid, bool json)
         return cmd_fail("%s", err);
     rc = edm_client_call(fd, &call, NULL, err, sizeof(err));
     close(fd);
+    cmd_text_trim(&t);
     if (rc)
         rc = cmd_fail("%s", err);
-    else if (!t.text)
+    else if (!t.len)
         rc = cmd_fail("the server's answer is empty: EDM " EDM_VERSION " is needed on both sides");
     else if (json)
         printf("%s\n", t.text);

@@ -107,9 +107,11 @@ static void json_server(FILE *f)
 {
     struct store_stats s;
     store_get_stats(&s);
-    fprintf(f, "\"version\":\"%s\",\"server\":{\"pid\":%d,\"ranks\":%d,\"rank\":%d,"
-               "\"uptime_s\":%.1f,",
-            EDM_VERSION, getpid(), peer_ranks(), peer_rank(), (double)(now_ns() - started_ns) / 1e9);
+    fprintf(f,
+            "\"version\":\"%s\",\"server\":{\"pid\":%d,\"ranks\":%d,\"rank\":%d,"
+            "\"uptime_s\":%.1f,",
+            EDM_VERSION, getpid(), peer_ranks(), peer_rank(),
+            (double)(now_ns() - started_ns) / 1e9);
     json_level(f, "memory_store", &s.memory);
     fputc(',', f);
     json_level(f, "disk_store", &s.disk);
@@ -246,8 +248,9 @@ static void serve_stop(int fd)
     instance_reap();
     unsigned n = instance_count();
     if (n) {
-        snprintf(text, sizeof(text), "%u instance%s still running: end %s first (edm stat lists them)",
-                 n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them");
+        snprintf(text, sizeof(text),
+                 "%u instance%s still running: end %s first (edm stat lists them)", n,
+                 n == 1 ? " is" : "s are", n == 1 ? "it" : "them");
         server_send_done(fd, -EBUSY, n, text);
         return;
     }

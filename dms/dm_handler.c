@@ -111,8 +111,8 @@ static int fault_limbo(struct instance *in, const struct waiter *w, uint32_t id)
 {
     struct page *p = spt_page(&in->spt, id);
     uint32_t ring = p->link.next;
-    int err = uffd_copy(in->uffd, w->addr, in->limbo.data + (size_t)ring * EDM_PAGE_SIZE, 1, true,
-                        NULL);
+    int err =
+        uffd_copy(in->uffd, w->addr, in->limbo.data + (size_t)ring * EDM_PAGE_SIZE, 1, true, NULL);
     if (err && err != -EEXIST)
         return fault_error(in, w, err);
     in->limbo.owner[ring] = RING_FREE;
@@ -179,7 +179,8 @@ static int place_zeros(struct instance *in, const struct waiter *w, uint32_t id,
     return done ? 0 : err;
 }
 
-/* How many pages to give along with a NEW one: more while the program goes through them in order. */
+/* How many pages to give along with a NEW one: more while the program goes through them in order.
+ */
 static uint32_t new_run(struct instance *in, const struct waiter *w, uint32_t id)
 {
     uint32_t max = ZERO_PAGES < in->set.prefetch_max ? ZERO_PAGES : in->set.prefetch_max, n = 1;
@@ -449,8 +450,8 @@ static int next_timeout_us(const struct instance *in)
     const struct limbo *l = &in->limbo;
     if (in->again)
         return now_ns() - in->again_since_ns < 1000000 ? 50 : 1000;
-    if (l->used > l->target && l->owner[l->tail % l->pages] != RING_PENDING &&
-        budget_is_kept(in) && !in->store_refused)
+    if (l->used > l->target && l->owner[l->tail % l->pages] != RING_PENDING && budget_is_kept(in) &&
+        !in->store_refused)
         return 0;
     return in->nwaiters ? 100000 : -1;
 }

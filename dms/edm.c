@@ -110,6 +110,12 @@ int cmd_text_part(void *ctx, const char *text, size_t len)
     return 0;
 }
 
+void cmd_text_trim(struct cmd_text *t)
+{
+    while (t->len && t->text[t->len - 1] == '\n')
+        t->text[--t->len] = '\0';
+}
+
 const char *cmd_human(double bytes, char *buf)
 {
     static const char units[] = "BKMGTP";

@@ -94,7 +94,7 @@ static void page_move(struct instance *in, struct chunk *from, uint32_t i, struc
     *q = *p;
     q->state = old;
     q->pins = pins;
-    q->flags &= (uint8_t)~(PF_FETCHING | PF_LISTED | PF_WIPE | PF_NOFORK);
+    q->flags &= (uint8_t) ~(PF_FETCHING | PF_LISTED | PF_WIPE | PF_NOFORK);
     spt_set(to, q, PAGE_NEW);
     if (state == PAGE_RESIDENT)
         page_make_resident(in, to, id, false);

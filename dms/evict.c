@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TAG(slot, i) ((slot) * EDM_CMD_PAGES + (i))
+#define TAG(slot, i) ((slot)*EDM_CMD_PAGES + (i))
 
 static uint64_t load64(const uint64_t *p)
 {
@@ -269,7 +269,7 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     in->limbo.owner[ring] = id;
     in->limbo.used++;
     p->link.next = ring;
-    p->flags &= (uint8_t)~(PF_PREFETCHED | PF_COPY);
+    p->flags &= (uint8_t) ~(PF_PREFETCHED | PF_COPY);
     spt_set(c, p, PAGE_LIMBO);
 }
 

@@ -165,9 +165,8 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
     child->arena_len = parent->arena_len;
     child->identity = parent->identity;
     child->features = parent->features;
-    child->budget = (struct budget){.limit = parent->budget.limit,
-                                    .high = parent->budget.high,
-                                    .low = parent->budget.low};
+    child->budget = (struct budget){
+        .limit = parent->budget.limit, .high = parent->budget.high, .low = parent->budget.low};
     child->uffd = uffd;
     pthread_mutex_lock(&child->lock);
     int err = 0;

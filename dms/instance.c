@@ -16,7 +16,8 @@
 #include <unistd.h>
 
 #define LIMBO_MAX 4096u
-#define LIMIT_MIN 256u /* pages */
+#define FULL_AGAIN_NS 3600000000000ull /* a store may be full many times: one warning an hour */
+#define LIMIT_MIN 256u                 /* pages */
 
 static struct {
     pthread_mutex_t lock;
@@ -140,7 +141,7 @@ void instance_put(struct instance *in)
         return;
     if (in->chan)
         munmap(in->chan, in->chan_size);
-    int *fds[] = {&in->uffd,    &in->pagemap_fd, &in->maps_fd, &in->cmd_efd,
+    int *fds[] = {&in->uffd,     &in->pagemap_fd, &in->maps_fd, &in->cmd_efd,
                   &in->comp_efd, &in->wake_efd,   &in->chan_fd};
     for (size_t i = 0; i < sizeof(fds) / sizeof(*fds); i++)
         close_fd(fds[i]);
@@ -244,9 +245,9 @@ static const char *hello_check(const struct edm_hello *h)
     if (h->used_start > h->used_end || h->used_end > end ||
         (h->used_start != h->used_end && h->used_start < h->arena_start))
         return "impossible range in use";
-    if (s->high_permille > 1000 || s->low_permille >= s->high_permille || s->local_permille > 1000 ||
-        (!s->local_memory && !s->local_permille) || !s->cluster || s->cluster > EDM_CHUNK_PAGES ||
-        s->evict_method > EDM_EVICT_COPY || s->handlers > 64)
+    if (s->high_permille > 1000 || s->low_permille >= s->high_permille ||
+        s->local_permille > 1000 || (!s->local_memory && !s->local_permille) || !s->cluster ||
+        s->cluster > EDM_CHUNK_PAGES || s->evict_method > EDM_EVICT_COPY || s->handlers > 64)
         return "impossible settings";
     return NULL;
 }
@@ -513,7 +514,10 @@ void instance_starve(struct instance *in, bool starved)
 void instance_stores_full(bool full)
 {
     size_t n;
-    if (full)
+    static _Atomic uint64_t said_ns;
+    uint64_t now = now_ns(), last = atomic_load(&said_ns);
+    if (full && (!last || now - last > FULL_AGAIN_NS) &&
+        atomic_compare_exchange_strong(&said_ns, &last, now))
         edm_warn("memory store and disk store are full: programs keep their pages in local memory "
                  "beyond their budgets; enlarge memory_store or disk_store");
     atomic_store(&list.stores_full, full);

@@ -100,11 +100,11 @@ struct instance {
     atomic_int refs;
 
     pthread_mutex_t lock;
-    bool dead;    /* a system call said ESRCH */
-    bool claimed; /* has a channel and an LPET */
+    bool dead;          /* a system call said ESRCH */
+    bool claimed;       /* has a channel and an LPET */
     bool store_refused; /* the store had no room at the last try */
-    bool kick;    /* something changed: look at the waiters again */
-    bool foreign; /* some page is FOREIGN: register piecewise */
+    bool kick;          /* something changed: look at the waiters again */
+    bool foreign;       /* some page is FOREIGN: register piecewise */
     struct edm_chan *chan;
     size_t chan_size;
     struct edm_staging staging;

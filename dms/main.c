@@ -236,6 +236,8 @@ int main(int argc, char **argv)
     static struct edm_config config;
     char err[400];
     parse(argc, argv, &a);
+    peer_environment(a.daemon || !getenv("PMI_RANK"), argv);
+    prctl(PR_SET_NAME, "edm-dms");
     struct edm_config_request req = {a.file, a.options, a.noptions};
     if (edm_config_load(&config, &req, err, sizeof(err)))
         fail(err);
@@ -251,7 +253,7 @@ int main(int argc, char **argv)
     }
     if (e)
         fail(err);
-    if (peer_init(a.daemon || !getenv("PMI_RANK"), err, sizeof(err)))
+    if (peer_init(err, sizeof(err)))
         fail(err);
     control_init();
     if (fetch_module_init() || instance_module_init(open_store(&config)))

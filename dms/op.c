@@ -120,7 +120,7 @@ static int op_refreshed(struct instance *in, const struct edm_op *op)
             page_forget(in, c, spt_id(c, spt_index(a)), PAGE_NEW);
         c->pinned -= p->pins > 0;
         p->pins = 0;
-        p->flags &= (uint8_t)~(PF_WIPE | PF_NOFORK);
+        p->flags &= (uint8_t) ~(PF_WIPE | PF_NOFORK);
         if (c->leased && !lease_break(in, c, false))
             c->unevictable = 1;
     }

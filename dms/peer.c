@@ -13,8 +13,8 @@ static int my_rank, ranks = 1;
 /* A plain MPI_Init inside somebody's MPI job would join that job as a rank. */
 static void forget_jobs(void)
 {
-    static const char *const prefixes[] = {"PMI_", "PMIX_", "MPI", "HYDRA_", "HYDI_", "OMPI_",
-                                           "SLURM_"};
+    static const char *const prefixes[] = {"PMI_",  "PMIX_", "MPI",   "HYDRA_",
+                                           "HYDI_", "OMPI_", "SLURM_"};
     for (char **e = environ; e && *e;) {
         const char *eq = strchr(*e, '=');
         char name[256];
@@ -31,16 +31,31 @@ static void forget_jobs(void)
     }
 }
 
-int peer_init(int alone, char *err, size_t errlen)
+void peer_environment(int alone, char **argv)
 {
-    int given;
+    static const char *const wanted[][2] = {{"UCX_HANDLE_ERRORS", "none"},
+                                            {"UCX_MEM_EVENTS", "n"},
+                                            {"UCX_TCP_KEEPIDLE", "inf"},
+                                            {"UCX_TLS", "tcp,self"},
+                                            {"UCX_WARN_UNUSED_ENV_VARS", "n"}};
+    int again = getenv("LD_PRELOAD") != NULL;
+    for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); i++) {
+        const char *has = getenv(wanted[i][0]);
+        if (has && strcmp(has, wanted[i][1]) == 0)
+            continue;
+        setenv(wanted[i][0], wanted[i][1], 1);
+        again = 1;
+    }
     if (alone)
         forget_jobs();
     unsetenv("LD_PRELOAD");
-    setenv("UCX_TLS", "tcp,self", 0);
-    setenv("UCX_TCP_KEEPIDLE", "inf", 0);
-    setenv("UCX_HANDLE_ERRORS", "none", 1);
-    setenv("UCX_MEM_EVENTS", "n", 1);
+    if (again)
+        execv("/proc/self/exe", argv); /* when that fails, go on: it works, with more noise */
+}
+
+int peer_init(char *err, size_t errlen)
+{
+    int given;
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &given) != MPI_SUCCESS ||
         given != MPI_THREAD_MULTIPLE) {
         snprintf(err, errlen, "MPI cannot be started with threads: install Debian's mpich");

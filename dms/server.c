@@ -116,10 +116,8 @@ static int packet_read(int fd, struct packet *p)
 {
     char buf[CMSG_SPACE(EDM_MSG_FDS * sizeof(int))];
     struct iovec iov[2] = {{&p->msg, sizeof(p->msg)}, {p->payload, sizeof(p->payload)}};
-    struct msghdr h = {.msg_iov = iov,
-                       .msg_iovlen = 2,
-                       .msg_control = buf,
-                       .msg_controllen = sizeof(buf)};
+    struct msghdr h = {
+        .msg_iov = iov, .msg_iovlen = 2, .msg_control = buf, .msg_controllen = sizeof(buf)};
     p->nfds = 0;
     ssize_t n = recvmsg(fd, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0)
@@ -463,8 +461,7 @@ static int bind_socket(char *err, size_t errlen)
     int bad = srv.listen_fd < 0 || bind(srv.listen_fd, (struct sockaddr *)&sa, sizeof(sa));
     int e = bad ? -errno : 0;
     umask(old);
-    if (!e && srv.has_group &&
-        (chown(srv.socket, (uid_t)-1, srv.group) || chmod(srv.socket, 0660)))
+    if (!e && srv.has_group && (chown(srv.socket, (uid_t)-1, srv.group) || chmod(srv.socket, 0660)))
         e = -errno;
     if (!e && listen(srv.listen_fd, 512))
         e = -errno;

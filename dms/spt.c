@@ -41,8 +41,8 @@ static struct chunk *chunk_new(struct spt *t, uint64_t number)
 {
     if (t->nchunks == t->cap)
         return NULL;
-    struct chunk *c = mmap(NULL, sizeof(*c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                           -1, 0);
+    struct chunk *c =
+        mmap(NULL, sizeof(*c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (c == MAP_FAILED)
         return NULL;
     c->addr = number << EDM_CHUNK_SHIFT;

@@ -157,9 +157,8 @@ int64_t uffd_count(int pagemap_fd, uint64_t start, uint64_t end)
 
 int uffd_next_mapping(int maps_fd, uint64_t addr, uint64_t *start, uint64_t *end, bool *anonymous)
 {
-    struct procmap_query q = {.size = sizeof(q),
-                              .query_addr = addr,
-                              .query_flags = PROCMAP_QUERY_COVERING_OR_NEXT_VMA};
+    struct procmap_query q = {
+        .size = sizeof(q), .query_addr = addr, .query_flags = PROCMAP_QUERY_COVERING_OR_NEXT_VMA};
     if (ioctl(maps_fd, PROCMAP_QUERY, &q))
         return -errno;
     bool shared = q.vma_flags & PROCMAP_QUERY_VMA_SHARED;

@@ -6,6 +6,7 @@
 #include "attach.h"
 #include "../config/log.h"
 #include "arena.h"
+#include "hooks.h"
 #include "ops.h"
 #include "uffd_abi.h"
 #include <errno.h>
@@ -463,6 +464,7 @@ static void attached(struct lpet *l)
     attach_registered = true;
     ops_publish(l->chan);
     state_set(SHIM_ATTACHED);
+    hooks_misc_attached();
 }
 
 void attach_now(void)
@@ -573,6 +575,7 @@ void attach_after_fork(bool parent_attached)
 
 void attach_init(void)
 {
+    hooks_fork_init();
     for (size_t i = 0; i < edm_options_count; i++)
         if (!strcmp(edm_options[i].key, "socket"))
             attach_socket_default = !strcmp(shim_config.config.origin[i], "default") &&

@@ -79,6 +79,7 @@ void autostart_prepare(void)
 
 struct spawn {
     int null_fd, err_fd;
+    uint64_t stack; /* for the second child */
 };
 
 static void limits_raise(void)
@@ -96,27 +97,44 @@ static void limits_raise(void)
 
 /* The child between clone and exec: in the program's memory, so it touches nothing but its stack.
  * Its signal handlers are its own copy: back to default before any signal may arrive. */
-static int spawn_child(void *arg)
+static int spawn_exec(void *arg)
 {
-    const struct spawn *s = arg;
     struct {
         void *handler;
         unsigned long flags;
         void *restorer;
         uint64_t mask;
     } dfl = {NULL, 0, NULL, 0};
+    uint64_t none = 0;
     for (int sig = 1; sig <= 64; sig++)
         sys_call4(SYS_rt_sigaction, sig, (long)&dfl, 0, sizeof(dfl.mask));
-    uint64_t none = 0;
     sys_sigprocmask(SIG_SETMASK, &none, NULL);
-    sys_call3(SYS_setsid, 0, 0, 0);
     limits_raise();
+    sys_call3(SYS_execve, (long)start_argv[0], (long)start_argv, (long)start_env);
+    return EXIT_EXEC;
+}
+
+/*
+ * A process between the program and the server, which never calls exec: exec would turn its exit
+ * signal into SIGCHLD, and the program would see a child that it does not know. It waits for the
+ * server's start and ends as that ended.
+ */
+static int spawn_between(void *arg)
+{
+    const struct spawn *s = arg;
+    int status = 0, unused;
+    sys_call3(SYS_setsid, 0, 0, 0);
     sys_call3(SYS_dup3, s->null_fd, 0, 0);
     sys_call3(SYS_dup3, s->null_fd, 1, 0);
     sys_call3(SYS_dup3, s->err_fd, 2, 0);
     sys_call3(SYS_close_range, 3, ~0u, 0);
-    sys_call3(SYS_execve, (long)start_argv[0], (long)start_argv, (long)start_env);
-    return EXIT_EXEC;
+    long pid =
+        lpet_clone(CLONE_VM | CLONE_VFORK | SIGCHLD, s->stack, &unused, NULL, 0, spawn_exec, NULL);
+    if (sys_is_error(pid))
+        return EXIT_EXEC;
+    while (sys_call4(SYS_wait4, pid, (long)&status, 0, 0) == -EINTR)
+        ;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 /* Moves fd out of the way of 0, 1 and 2. */
@@ -139,6 +157,7 @@ static int spawn_wait(int pid, int pidfd, int out_fd, struct lpet_text *said)
         uint64_t now = lpet_now_ms();
         long n = now < until ? sys_poll(fds, 2, (int)(until - now)) : 0;
         if (!n) {
+            sys_call3(SYS_kill, -pid, SIGKILL, 0); /* its session: both of them */
             sys_call4(SYS_pidfd_send_signal, pidfd, SIGKILL, 0, 0);
             sys_call4(SYS_wait4, pid, (long)&status, (long)__WCLONE, 0);
             return -ETIMEDOUT;
@@ -204,6 +223,7 @@ int autostart_run(struct lpet *l)
     struct spawn s;
     struct lpet_text said;
     said.len = 0;
+    s.stack = l->spawn_stack - LPET_SPAWN_STACK_SIZE / 2;
     if (!start_argv[0] || !start_argv[0][0]) {
         lpet_text_put(&l->why, "no server could be started: edm-dms was not found");
         return -ENOENT;
@@ -218,8 +238,8 @@ int autostart_run(struct lpet *l)
     s.null_fd = fd_above((int)sys_open("/dev/null", O_RDWR | O_CLOEXEC, 0));
     sys_fcntl(s.err_fd, F_SETFL, 0); /* blocking for the server */
     /* exit signal 0: no SIGCHLD, and unseen by the program's wait */
-    long pid = lpet_clone(CLONE_VM | CLONE_VFORK | CLONE_PIDFD, l->spawn_stack, &pidfd, NULL, 0,
-                          spawn_child, &s);
+    long pid =
+        lpet_clone(CLONE_VM | CLONE_PIDFD, l->spawn_stack, &pidfd, NULL, 0, spawn_between, &s);
     sys_close(s.err_fd);
     sys_close(s.null_fd);
     if (sys_is_error(pid)) {

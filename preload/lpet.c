@@ -9,10 +9,9 @@
 #include <sys/stat.h>
 
 /*
- * Everything between lpet_main and the end of this file's first half runs on the LPET: no libc, no
- * TLS but the bare block made in lpet_create, no access to managed memory but by MOVE,
- * /proc/self/mem and madvise, none of which can crash when the program unmaps the range at that
- * moment.
+ * Everything down to "starting and ending it" runs on the LPET: no libc, no TLS but the bare block
+ * made in lpet_map, no access to managed memory but by MOVE, /proc/self/mem and madvise, none of
+ * which can crash when the program unmaps the range at that moment.
  */
 
 #define LPET_AGAIN_MAX 64 /* EAGAINs on one page before it is left alone as busy */
@@ -560,8 +559,8 @@ long lpet_clone(uint64_t flags, uint64_t stack, int *parent_fd, uint32_t *tid_wo
     return ret;
 }
 
-/* guard page, stack, page below the thread pointer, thread block and struct lpet, guard page,
- * stack for a vfork child */
+/* Guard page, stack, page below the thread pointer, thread block with struct lpet, guard page,
+ * stacks of autostart.c's two children. */
 static struct lpet *lpet_map(uint64_t *tls, uint64_t *stack)
 {
     const uint64_t page = EDM_PAGE_SIZE, block = 2 * page;

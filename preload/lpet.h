@@ -53,7 +53,7 @@ struct lpet {
 
     /* the mapping */
     uint64_t map_start, map_len;
-    uint64_t spawn_stack; /* top of a stack for a vfork child */
+    uint64_t spawn_stack; /* top of the stacks of two children, see autostart.c */
 };
 
 /* A thread that runs l->setup and then the command loop; returns when setup is over: 0, or -errno

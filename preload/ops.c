@@ -138,8 +138,14 @@ static void op_await(struct edm_chan *c, struct edm_op *op)
 {
     __atomic_add_fetch(&c->op_bell, 1, __ATOMIC_SEQ_CST);
     sys_futex_wake(&c->op_bell, INT32_MAX, 0);
-    while (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) == EDM_OP_REQUEST)
-        sys_futex_wait(&op->state, EDM_OP_REQUEST, NULL, 0);
+    const struct timespec tick = {.tv_sec = 1};
+    while (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) == EDM_OP_REQUEST) {
+        sys_futex_wait(&op->state, EDM_OP_REQUEST, &tick, 0);
+        if (chan_now() != c) { /* detached by another thread: nobody acts any more */
+            op->result = -ESRCH;
+            return;
+        }
+    }
 }
 
 struct edm_op *ops_request_open(enum edm_op_kind kind, uint64_t start, uint64_t len, uint64_t arg)

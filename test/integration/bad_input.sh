@@ -138,7 +138,8 @@ expect preload_require_without_server 125 "$sock"
 
 # listen UID ANSWER: a server at $sock of that user, that answers every packet so ("" = never)
 listen() {
-    rm -f "$sock"
+    rm -f "$sock" "$work/listener"
+    : >"$work/listener"
     perl -MSocket -e '
         my ($path, $uid, $answer) = @ARGV;
         socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die "socket: $!";
@@ -148,15 +149,20 @@ listen() {
         listen($s, 8) or die "listen: $!";
         print "listening\n"; close STDOUT;
         while (accept(my $c, $s)) {
-            while (defined recv($c, my $p, 65536, 0) && length $p) {
+            my $p;
+            while (defined recv($c, $p, 65536, 0) && length $p) {
                 if ($answer eq "close") { last }
                 if ($answer ne "") { send($c, $answer, 0) }
             }
             close $c;
-        }' "$sock" "$1" "$2" >"$work/listener" 2>&1 </dev/null &
+        }' "$sock" "$1" "$2" >>"$work/listener" 2>&1 </dev/null &
     listener=$!
     until [ -s "$work/listener" ] || ! kill -0 "$listener" 2>/dev/null; do sleep 0.05; done
-    grep -q listening "$work/listener" || { not_ok listen "$(cat "$work/listener")"; return 1; }
+    grep -q listening "$work/listener" || {
+        not_ok listen "$(cat "$work/listener")"
+        hang_up
+        return 1
+    }
 }
 hang_up() { kill "$listener" 2>/dev/null; wait "$listener" 2>/dev/null; listener=; rm -f "$sock"; }
 
@@ -211,8 +217,7 @@ if [ "$rc" = 0 ]; then
         my @packets = ("", "x", "EDM1" x 4, pack("VVVV", 0x314d4445, 1, 8, 999),
             pack("VVVV", 0x314d4445, 99, 7, 0), pack("VVVV", 0x314d4445, 1, 4000000, 0),
             pack("VVVV", 0x314d4445, 1, 1, 0), pack("VVVV", 0x314d4445, 1, 1, 240) . "\xff" x 240,
-            pack("VVVV", 0x314d4445, 1, 4, 32) . "\xff" x 32, "\xff" x 65536,
-            pack("VVVV", 0x314d4445, 1, 10, 3) . "abc");
+            pack("VVVV", 0x314d4445, 1, 4, 32) . "\xff" x 32, "\xff" x 65536);
         for my $p (@packets) {
             socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die;
             connect($s, sockaddr_un($ARGV[0])) or die "connect: $!";
@@ -223,9 +228,17 @@ if [ "$rc" = 0 ]; then
     [ "$rc" = 0 ] && [[ $out == "{"*"}" ]] && ok garbage_to_server ||
         not_ok garbage_to_server "status $rc: $out $err"
     try "$edm" stat -o socket="$sock" $$
-    expect stat_no_instance 125 "$$"
+    expect stat_no_instance 125 "no such instance"
     try "$edm" resize -o socket="$sock" $$ 64M
-    expect resize_no_instance 125 "$$"
+    expect resize_no_instance 125 "no such instance"
+    # STOP carries nothing: one with a payload is out of protocol, and must not stop it
+    perl -MSocket -e '
+        socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die;
+        connect($s, sockaddr_un($ARGV[0])) or die "connect: $!";
+        send($s, pack("VVVV", 0x314d4445, 1, 10, 3) . "abc", 0);
+        recv($s, my $answer, 65536, 0)' "$sock"
+    try "$edm" stat -o socket="$sock"
+    [ "$rc" = 0 ] && ok malformed_stop || not_ok malformed_stop "status $rc: $err"
     try "$edm" stop -o socket="$sock"
     [ "$rc" = 0 ] && [ ! -e "$sock" ] && ok stop || not_ok stop "status $rc: $out $err"
 else

@@ -268,11 +268,12 @@ static uint64_t shm_used(void)
     FILE *f = fopen("/proc/self/smaps", "r");
     char line[512];
     bool ours = false;
-    unsigned long rss = 0, kib;
+    unsigned long rss = 0, kib, from, to;
     assert_non_null(f);
     while (fgets(line, sizeof line, f)) {
-        if (strchr(line, '-') && strstr(line, " rw-s "))
-            ours = strstr(line, "/dev/shm/") || strstr(line, "memfd:edm-store");
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+            ours = strstr(line, " rw-s ") &&
+                   (strstr(line, "/dev/shm/") || strstr(line, "memfd:edm-store"));
         else if (ours && sscanf(line, "Rss: %lu kB", &kib) == 1)
             rss += kib;
     }

@@ -1,0 +1,82 @@
+/*
+ * fork: nothing of the process is half done when the kernel copies it. The LPET stands still (what
+ * it has taken out is in the shared ring by then: KERNEL.md 9), nobody is inside an operation or
+ * the arena's tables. Handlers, not a hook on fork: daemon and forkpty go around hooks.
+ */
+#include "arena.h"
+#include "attach.h"
+#include "hooks.h"
+#include "ops.h"
+#include <pthread.h>
+
+int __real_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
+int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
+
+static bool fork_attached; /* of the one thread inside fork */
+
+static void lpet_hold(struct edm_chan *c)
+{
+    c->fork_tid = (uint32_t)sys_gettid();
+    __atomic_store_n(&c->fork_hold, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&c->lpet_busy, __ATOMIC_SEQ_CST) &&
+           __atomic_load_n(&c->lpet_tid, __ATOMIC_RELAXED)) {
+        struct timespec tick = {.tv_nsec = 100 * 1000 * 1000};
+        sys_futex_wait(&c->lpet_busy, 1, &tick, 0);
+    }
+}
+
+static void lpet_release(struct edm_chan *c)
+{
+    __atomic_store_n(&c->fork_hold, 0, __ATOMIC_SEQ_CST);
+    c->fork_tid = 0;
+    sys_futex_wake(&c->fork_hold, INT32_MAX, 0);
+}
+
+static void fork_prepare(void)
+{
+    if (!shim_state || !shim_config.enabled)
+        return;
+    ops_lock_for_fork();
+    fork_attached = attach_block();
+    arena_lock_for_fork();
+    if (fork_attached)
+        lpet_hold(atomic_load(&shim_state->chan));
+}
+
+static void fork_parent(void)
+{
+    if (!shim_state || !shim_config.enabled)
+        return;
+    if (fork_attached)
+        lpet_release(atomic_load(&shim_state->chan));
+    arena_unlock_after_fork();
+    attach_unblock();
+    ops_unlock_after_fork();
+}
+
+/* *shim_state is wiped here: not attached, nothing locked. */
+static void fork_child(void)
+{
+    if (!shim_state || !shim_config.enabled)
+        return;
+    arena_unlock_after_fork();
+    attach_after_fork(fork_attached);
+    ops_unlock_after_fork();
+}
+
+void hooks_fork_init(void)
+{
+    static atomic_bool done;
+    if (!atomic_exchange(&done, true))
+        __real_pthread_atfork(fork_prepare, fork_parent, fork_child);
+}
+
+/*
+ * jemalloc's call (by --wrap). Its prepare handler takes all its locks; a thread that holds one may
+ * be waiting for the arena's or for ops. Ours must therefore run last, that is be registered first.
+ */
+int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void))
+{
+    hooks_fork_init();
+    return __real_pthread_atfork(prepare, parent, child);
+}
