@@ -52,15 +52,15 @@ static void print_store(const char *name, const json_t *store)
 static void print_server(const char *version, const json_t *server)
 {
     long up = (long)number(server, "uptime_s");
-    size_t i;
-    json_t *peer;
+    const json_t *peers = json_object_get(server, "peers");
 
     printf("server        EDM %s, rank %.0f of %.0f, up %ld:%02ld:%02ld\n", version,
            number(server, "rank"), number(server, "ranks"), up / 3600, up / 60 % 60, up % 60);
     print_store("memory store ", json_object_get(server, "memory_store"));
     print_store("disk store   ", json_object_get(server, "disk_store"));
-    json_array_foreach(json_object_get(server, "peers"), i, peer)
-    {
+    for (size_t i = 0; i < json_array_size(peers); i++) {
+        const json_t *peer = json_array_get(peers, i);
+
         printf("rank %-4.0f     %s on ", number(peer, "rank"),
                json_is_true(json_object_get(peer, "alive")) ? "alive" : "dead");
         print_plain(string(peer, "host"), 0);
@@ -89,26 +89,22 @@ static void print_row(const json_t *in)
 
 static void print_instances(const json_t *instances)
 {
-    size_t i;
-    json_t *in;
-
     if (!json_array_size(instances)) {
         printf("\nno instances\n");
         return;
     }
     printf("\n%7s %-16s %8s %8s %8s %8s %10s %10s %10s %7s %8s\n", "PID", "COMMAND", "LIMIT",
            "RESIDENT", "MOST", "STORED", "NEW", "BACK", "EVICTED", "P50 us", "P99 us");
-    json_array_foreach(instances, i, in) print_row(in);
+    for (size_t i = 0; i < json_array_size(instances); i++)
+        print_row(json_array_get(instances, i));
 }
 
 /* Every counter of an object, "faults.new   12", sizes for people beside the bytes. */
 static void print_counters(const char *prefix, json_t *object)
 {
-    const char *key;
-    json_t *v;
-
-    json_object_foreach(object, key, v)
-    {
+    for (void *it = json_object_iter(object); it; it = json_object_iter_next(object, it)) {
+        const char *key = json_object_iter_key(it);
+        json_t *v = json_object_iter_value(it);
         char name[128], human[16];
 
         snprintf(name, sizeof(name), "%s%s%s", prefix, *prefix ? "." : "", key);
@@ -135,8 +131,7 @@ static int print_for_people(const char *text, size_t len, pid_t pid)
 {
     json_error_t e;
     json_t *root = json_loadb(text, len, 0, &e);
-    json_t *instances = json_object_get(root, "instances"), *in;
-    size_t i;
+    json_t *instances = json_object_get(root, "instances");
 
     if (!root)
         return cmd_fail("the server's answer cannot be read (line %d: %s): EDM %s is needed on "
@@ -146,8 +141,9 @@ static int print_for_people(const char *text, size_t len, pid_t pid)
         print_server(string(root, "version"), json_object_get(root, "server"));
         print_instances(instances);
     } else {
-        json_array_foreach(instances, i, in) if ((pid_t)number(in, "pid") == pid)
-            print_counters("", in);
+        for (size_t i = 0; i < json_array_size(instances); i++)
+            if ((pid_t)number(json_array_get(instances, i), "pid") == pid)
+                print_counters("", json_array_get(instances, i));
     }
     json_decref(root);
     return 0;

@@ -5,7 +5,6 @@
 #include "../config/log.h"
 #include "instance.h"
 #include "uffd.h"
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,58 +70,82 @@ static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
     in->stats.unmaps++;
     if (in->chan)
         evict_cancel(in, start, end);
+    if (in->chan && in_arena(in, start) && !op_note_covers(in, start, end))
+        __atomic_store_n(&in->chan->tampered, 1, __ATOMIC_RELEASE);
     /* outside of the arena an unmapped page is like one never seen */
     for_chunks(in, start, end, in_arena(in, start), chunk_unmap);
+}
+
+/*
+ * The page's outstanding command is for its old address. The outcome goes with the page; at the old
+ * address nothing is served until it is known (KERNEL.md 4).
+ */
+static void command_follow(struct instance *in, struct chunk *from, uint32_t i, uint32_t id)
+{
+    struct page *p = &from->pages[i];
+    uint32_t tag = p->link.next;
+    struct track *t = &in->tracks[tag / EDM_CMD_PAGES];
+    t->id[tag % EDM_CMD_PAGES] = id;
+    if (t->at[tag % EDM_CMD_PAGES] != SPT_NONE) { /* not its first move: it was free to go */
+        spt_set(from, p, PAGE_NEW);
+        return;
+    }
+    t->at[tag % EDM_CMD_PAGES] = spt_id(from, i);
+    p->flags |= PF_DISCARD;
+    p->version = PAGE_NEW;
+}
+
+/* Another page comes to an address for which a command is outstanding. */
+static void command_orphan(struct instance *in, struct chunk *c, uint32_t i)
+{
+    struct page *p = &c->pages[i];
+    uint32_t tag = p->link.next;
+    struct track *t = &in->tracks[tag / EDM_CMD_PAGES];
+    if (p->state != PAGE_EVICTING)
+        return;
+    if (t->id[tag % EDM_CMD_PAGES] == spt_id(c, i)) {
+        t->id[tag % EDM_CMD_PAGES] = SPT_NONE;
+        if (t->at[tag % EDM_CMD_PAGES] == SPT_NONE)
+            t->at[tag % EDM_CMD_PAGES] = spt_id(c, i);
+    }
+    page_drop_handle(p);
+    p->flags &= (uint8_t)~PF_DISCARD;
+    spt_set(c, p, PAGE_NEW);
 }
 
 /* Moves what is known of one page to its new address. */
 static void page_move(struct instance *in, struct chunk *from, uint32_t i, struct chunk *to,
                       uint32_t j)
 {
+    const uint8_t mapping = PF_WIPE | PF_NOFORK; /* MREMAP_DONTUNMAP leaves the mapping its own */
     struct page *p = &from->pages[i], *q = &to->pages[j];
+    struct page moving = *p;
     uint32_t id = spt_id(to, j);
-    enum page_state state = p->state;
-    uint8_t pins = q->pins;
-    if (state == PAGE_FOREIGN)
+    if (moving.state == PAGE_FOREIGN)
         return;
-    if (state == PAGE_RESIDENT)
+    if (moving.state == PAGE_EVICTING && moving.flags & PF_DISCARD)
+        moving.state = PAGE_NEW; /* its contents are nobody's */
+    if (moving.state == PAGE_RESIDENT)
         page_unlist(in, spt_id(from, i));
     if (q->state != PAGE_NEW)
         page_forget(in, to, id, PAGE_NEW);
-    assert(q->state != PAGE_EVICTING || q->flags & PF_DISCARD);
-    enum page_state old = q->state;
-    *q = *p;
-    q->state = old;
-    q->pins = pins;
-    q->flags &= (uint8_t) ~(PF_FETCHING | PF_LISTED | PF_WIPE | PF_NOFORK);
-    spt_set(to, q, PAGE_NEW);
-    if (state == PAGE_RESIDENT)
+    q->link = moving.link;
+    q->handle = moving.handle;
+    q->version = moving.version;
+    q->removes = moving.removes;
+    q->flags = (uint8_t)(moving.flags & ~(PF_FETCHING | PF_LISTED | PF_DISCARD));
+    if (moving.state == PAGE_RESIDENT)
         page_make_resident(in, to, id, false);
     else
-        spt_set(to, q, state);
-    if (state == PAGE_LIMBO)
+        spt_set(to, q, moving.state);
+    if (moving.state == PAGE_LIMBO)
         in->limbo.owner[q->link.next] = id;
-    if (state == PAGE_EVICTING)
-        in->tracks[q->link.next / EDM_CMD_PAGES].id[q->link.next % EDM_CMD_PAGES] = id;
     p->handle = 0;
-    p->flags &= PF_WIPE | PF_NOFORK;
-    spt_set(from, p, PAGE_NEW);
-}
-
-/*
- * A page that was in flight at the destination was unmapped there just now: its outcome belongs
- * to nobody. Frees the entry for what arrives.
- */
-static void page_orphan(struct instance *in, struct chunk *c, uint32_t i)
-{
-    struct page *p = &c->pages[i];
-    if (p->state != PAGE_EVICTING)
-        return;
-    uint32_t tag = p->link.next;
-    in->tracks[tag / EDM_CMD_PAGES].id[tag % EDM_CMD_PAGES] = SPT_NONE;
-    page_drop_handle(p);
-    p->flags &= (uint8_t)~PF_DISCARD;
-    spt_set(c, p, PAGE_NEW);
+    p->flags &= mapping | PF_DISCARD;
+    if (moving.state == PAGE_EVICTING)
+        command_follow(in, from, i, id);
+    else if (p->state != PAGE_EVICTING)
+        spt_set(from, p, PAGE_NEW);
 }
 
 /* What arrived from leased chunks was counted by the chunk: see what is there. */
@@ -159,7 +182,7 @@ static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_
         }
         if (t->leased && !lease_break(in, t, false))
             t->unevictable = 1;
-        page_orphan(in, t, spt_index(to + off));
+        command_orphan(in, t, spt_index(to + off));
         if (f) {
             leased |= f->leased;
             page_move(in, f, spt_index(from + off), t, spt_index(to + off));

@@ -117,6 +117,7 @@ static void command_post(struct instance *in, uint32_t first, uint32_t n, uint32
         p->link.next = TAG(slot, i);
         p->removes = 0;
         t->id[i] = first + i;
+        t->at[i] = SPT_NONE;
     }
     in->budget.evicting += n;
     memset(cmd, 0, sizeof(*cmd));
@@ -226,6 +227,43 @@ static void outcome_back(struct instance *in, struct chunk *c, uint32_t id, bool
     page_make_resident(in, c, id, false);
 }
 
+static void outcome_limbo(struct instance *in, uint32_t id, uint32_t ring)
+{
+    struct page *p = spt_page(&in->spt, id);
+    in->limbo.owner[ring] = id;
+    in->limbo.used++;
+    p->link.next = ring;
+    p->flags &= (uint8_t)~(PF_PREFETCHED | PF_COPY);
+    spt_set(spt_chunk_of(&in->spt, id), p, PAGE_LIMBO);
+}
+
+static bool is_present(const struct instance *in, uint64_t addr)
+{
+    uint64_t bits = 0;
+    return uffd_present(in->pagemap_fd, addr, 1, &bits) == 0 && bits & 1;
+}
+
+/*
+ * The page that is at the command's address now, when REMAP took the one away that the command was
+ * for, or brought another one (KERNEL.md 4). Returns true when the ring page holds its contents.
+ */
+static bool outcome_at(struct instance *in, uint32_t id, bool moved)
+{
+    struct page *p = spt_page(&in->spt, id);
+    struct chunk *c = spt_chunk_of(&in->spt, id);
+    if (p->state == PAGE_EVICTING) { /* nothing was served here meanwhile */
+        enum page_state then = p->version;
+        p->flags &= (uint8_t)~PF_DISCARD;
+        spt_set(c, p, PAGE_NEW);
+        page_forget(in, c, id, then);
+        return false;
+    }
+    if (!moved || p->state != PAGE_RESIDENT || is_present(in, spt_addr(&in->spt, id)))
+        return false;
+    page_unlist(in, id); /* a late command took the page that had just come here */
+    return true;
+}
+
 /* The bits of a command's result, each page in one mask only, whatever the instance wrote. */
 struct outcome {
     uint64_t moved, zero, gone, refused;
@@ -241,10 +279,23 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     if (in->nfollowers)
         fork_follow(in, TAG((uint32_t)(t - in->tracks), i), left,
                     o->moved & bit ? in->limbo.data + (size_t)ring * EDM_PAGE_SIZE : NULL);
+    if (t->at[i] != SPT_NONE && outcome_at(in, t->at[i], o->moved & bit)) {
+        outcome_limbo(in, t->at[i], ring);
+        return;
+    }
     if (id == SPT_NONE)
         return;
     struct page *p = spt_page(&in->spt, id);
     struct chunk *c = spt_chunk_of(&in->spt, id);
+    if (t->at[i] != SPT_NONE && !(o->moved & bit) && is_present(in, spt_addr(&in->spt, id))) {
+        /* it had been moved away before the LPET came */
+        spt_set(c, p, PAGE_NEW);
+        if (p->flags & PF_DISCARD)
+            p->flags &= (uint8_t)~PF_DISCARD;
+        else
+            page_make_resident(in, c, id, false);
+        return;
+    }
     bool discard = p->flags & PF_DISCARD;
     enum page_state then = discard ? p->version : PAGE_NEW;
     /* KERNEL.md 7: one REMOVE is the LPET's own, one more is the program's */

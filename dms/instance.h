@@ -38,7 +38,8 @@ struct waiter {
 
 /* The server's own record of a command to the LPET. */
 struct track {
-    uint32_t id[EDM_CMD_PAGES]; /* page ids; follow a page through REMAP; SPT_NONE: not ours */
+    uint32_t id[EDM_CMD_PAGES]; /* whose outcome it is; follows a page through REMAP; or SPT_NONE */
+    uint32_t at[EDM_CMD_PAGES]; /* the page at the command's address, where that is another one */
     uint32_t npages, slot, kind;
     uint64_t posted_ns;
 };

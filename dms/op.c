@@ -35,8 +35,10 @@ bool op_note_covers(const struct instance *in, uint64_t start, uint64_t end)
         return false;
     for (uint32_t i = 0; i < EDM_CHAN_OPS; i++) {
         const struct edm_op *op = &in->chan->ops[i];
-        if (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) == EDM_OP_OPEN &&
-            overlaps(op->start, op->len, start, end))
+        if (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) != EDM_OP_OPEN)
+            continue;
+        if (overlaps(op->start, op->len, start, end) ||
+            (op->kind == EDM_OP_REMAP && overlaps(op->arg, op->len, start, end)))
             return true;
     }
     return false;

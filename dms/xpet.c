@@ -177,22 +177,25 @@ static void compress(struct store *s)
 /* The coldest slots that nobody reads, off their lists and busy; what they hold in copy. */
 static uint32_t pick(struct store *s, uint32_t *h, struct slot *copy, uint32_t want)
 {
-    uint32_t n = 0;
-    for (uint32_t tries = 2 * want; tries && n < want; tries--) {
+    uint32_t n = 0, pinned[XPET_BATCH], npinned = 0;
+    while (n < want && npinned < XPET_BATCH) {
         struct slot_list *l = s->cold.head ? &s->cold : &s->raw;
         uint32_t c = l->head;
         if (!c)
             break;
         struct slot *sl = &s->slots[c];
         slot_list_remove(s, l, c);
-        if (sl->pins) { /* looked at again after all others */
-            slot_list_push(s, &s->cold, c);
-            sl->cold = 1;
+        if (sl->pins) {
+            pinned[npinned++] = c;
             continue;
         }
         sl->busy = 1;
         h[n] = c;
         copy[n++] = *sl;
+    }
+    for (uint32_t i = 0; i < npinned; i++) { /* looked at again after all others */
+        s->slots[pinned[i]].cold = 1;
+        slot_list_push(s, &s->cold, pinned[i]);
     }
     return n;
 }

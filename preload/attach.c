@@ -286,20 +286,16 @@ static int proc_open(struct lpet *l, const char *path, const char *instead, int 
                             : (int)fd;
 }
 
-static int greet(struct lpet *l, struct packet *p)
+static int greet(struct lpet *l, struct packet *p, uint64_t nonce)
 {
-    if (!l->is_claim) {
-        p->head.type = EDM_MSG_HELLO;
-        p->head.len = sizeof(p->u.hello);
-        __builtin_memcpy(&p->u.hello, &attach_hello, sizeof(attach_hello));
-    } else {
-        /* the first touch of it in a forked child: the server answers with the child's nonce */
-        uint64_t nonce = *(volatile uint64_t *)attach_identity;
-        if (!nonce)
-            return failed(l, "the server does not know this child", -ENOENT);
+    if (l->is_claim) {
         p->head.type = EDM_MSG_CLAIM;
         p->head.len = sizeof(p->u.claim);
         p->u.claim.nonce = nonce;
+    } else {
+        p->head.type = EDM_MSG_HELLO;
+        p->head.len = sizeof(p->u.hello);
+        __builtin_memcpy(&p->u.hello, &attach_hello, sizeof(attach_hello));
     }
     int rc = packet_send(l->socket_fd, p, NULL, 0);
     return rc ? failed(l, "cannot speak to the server", rc) : 0;
@@ -359,10 +355,17 @@ static int handshake(struct lpet *l)
     struct packet p;
     int fds[EDM_MSG_FDS];
     uint32_t n;
+    uint64_t nonce = 0;
+    if (l->is_claim) {
+        /* the first touch of it in a forked child: the server answers with the child's nonce */
+        nonce = *(volatile uint64_t *)attach_identity;
+        if (!nonce)
+            return failed(l, "the server does not know this child", -ENOENT);
+    }
     l->socket_fd = server_find_or_start(l);
     if (l->socket_fd < 0)
         return l->socket_fd;
-    int rc = greet(l, &p);
+    int rc = greet(l, &p, nonce);
     if (rc)
         return rc;
     int device = welcome(l, &p);

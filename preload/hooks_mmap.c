@@ -84,7 +84,7 @@ static long fixed_managed(uint64_t addr, uint64_t len, int prot, int flags)
     } else {
         ret = -EINVAL;
     }
-    if (ret) {
+    if (ret || managed_tampered()) {
         managed_drop_state(addr, len);
         ret = managed_fresh(addr, len);
         if (ret)

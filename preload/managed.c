@@ -110,6 +110,12 @@ bool managed_refuse(uint64_t len, int prot, int flags)
     return overcommit_mode() == '0' && len > capacity();
 }
 
+bool managed_tampered(void)
+{
+    struct edm_chan *chan = atomic_load(&shim_state->chan);
+    return chan && __atomic_load_n(&chan->tampered, __ATOMIC_ACQUIRE);
+}
+
 /* ---- pieces ---- */
 
 uint64_t managed_part(uint64_t addr, uint64_t end, bool *inside)
@@ -124,7 +130,7 @@ uint64_t managed_part(uint64_t addr, uint64_t end, bool *inside)
 bool managed_piece(uint64_t addr, uint64_t end, struct arena_piece *out)
 {
     struct arena_piece p;
-    if (!arena_piece_at(addr, &p) || !(p.state & ARENA_TAKEN))
+    if (addr >= end || !arena_piece_at(addr, &p) || !(p.state & ARENA_TAKEN))
         return false;
     p.start = addr;
     if (p.end > end)
@@ -230,7 +236,9 @@ static long release_piece(const struct arena_piece *p)
     long ret = -EINVAL;
     if (managed_attached() && !(p->state & ARENA_SPECIAL) && len < FRESH_BYTES)
         ret = release_in_place(p->start, len);
-    if (ret == -EINVAL) { /* or locked by a raw system call */
+    /* locked by a raw system call, or not our mapping any more: known by now, for the events
+     * of raw calls come before ours */
+    if (ret == -EINVAL || managed_tampered()) {
         managed_drop_state(p->start, len);
         ret = managed_fresh(p->start, len);
     }

@@ -24,6 +24,8 @@ extern atomic_bool managed_paused;
 /* ---- managed.c: what all of them are made of ---- */
 
 bool managed_attached(void);
+/* Raw system calls have unmapped parts of the arena: what is there may be anything. */
+bool managed_tampered(void);
 /* Before `more` bytes become accessible: attaches when that passes the threshold. */
 void managed_grow(uint64_t more);
 /* True when `len` new bytes could never be kept, by overcommit's rules with our stores added. */

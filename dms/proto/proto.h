@@ -191,6 +191,8 @@ struct edm_chan {
     _Alignas(64) uint32_t cmd_tail; /* finished; LPET */
     uint32_t lpet_tid;              /* 0 when there is none */
     uint32_t lpet_busy;             /* futex; 1 while the LPET is inside a command */
+    uint32_t tampered;             /* server: part of the arena was unmapped by a raw system call;
+                                      pieces are given back by fresh mappings from then on */
     uint32_t comp_wanted;           /* server sets 1 to get the eventfd after each command */
 
     /* fork: prepare sets hold, then waits while lpet_busy is 1; parent handler clears and wakes */

@@ -12,13 +12,15 @@ EDM_DMS=$EDM_BUILD/dms/edm-dms
 EDM_SHIM=$EDM_BUILD/preload/libedm_preload.so
 MIB=1048576
 
+exec {TEST_OUT}>&1 # also where a function's output goes elsewhere
+
 fail() {
-    echo "failed: $*"
+    echo "failed: $*" >&"$TEST_OUT"
     exit 1
 }
 
 skip() {
-    echo "skipped: $*"
+    echo "skipped: $*" >&"$TEST_OUT"
     exit 77
 }
 

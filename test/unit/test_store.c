@@ -465,6 +465,57 @@ static void pinned_page_stays_until_unview(void **state)
     assert_true(st.written_pages > 0);
 }
 
+static void readers_are_not_disturbed_by_compression(void **state)
+{
+    enum { PINNED = 64 };
+    static store_handle h[4000];
+    static struct store_view v[PINNED];
+    unsigned char want[PAGE], buf[PAGE];
+    uint32_t i, n;
+    start(1024, 0, EDM_COMPRESSION_AUTO);
+    for (i = 0; i < PINNED; i++) {
+        put_ok(i, &h[i]);
+        assert_int_equal(store_view(h[i], i, buf, &v[i]), 0);
+    }
+    n = put_until_full(h + PINNED, 4000 - PINNED);
+    assert_true(wait_told(&told.room, 0) || told_now(&told.full));
+    for (i = 0; i < PINNED; i++) {
+        fill(want, i);
+        assert_memory_equal(v[i].data, want, PAGE);
+        store_unview(&v[i]);
+        assert_int_equal(look(h[i], i), 0);
+    }
+    store_unref_many(h, PINNED + n);
+}
+
+static bool below_lower_mark(const struct store_stats *st)
+{
+    return st->memory.used_bytes <= 54 * PAGE; /* 85 % of 64 */
+}
+
+static void writing_goes_on_when_readers_end(void **state)
+{
+    enum { PINNED = 57 }; /* 90 % of 64 */
+    store_handle h[PINNED + 1];
+    struct store_view v[PINNED];
+    struct store_stats st;
+    unsigned char buf[PAGE];
+    start(64, 256, EDM_COMPRESSION_NONE);
+    for (uint32_t i = 0; i < PINNED; i++) {
+        put_ok(i, &h[i]);
+        assert_int_equal(store_view(h[i], i, buf, &v[i]), 0);
+    }
+    put_ok(PINNED, &h[PINNED]); /* the only one that can be written */
+    while (store_is_memory(h[PINNED]))
+        sched_yield();
+    store_get_stats(&st);
+    assert_int_equal(st.memory.pages, PINNED);
+    for (uint32_t i = 0; i < PINNED; i++)
+        store_unview(&v[i]);
+    assert_true(wait_stats(below_lower_mark));
+    store_unref_many(h, PINNED + 1);
+}
+
 static unsigned descriptors(void)
 {
     unsigned n = 0;
@@ -674,6 +725,8 @@ int main(void)
         T(failing_disk_leaves_pages_in_memory),
         T(unreadable_disk_is_eio),
         T(pinned_page_stays_until_unview),
+        T(readers_are_not_disturbed_by_compression),
+        T(writing_goes_on_when_readers_end),
         T(fini_leaves_nothing),
         T(bad_disk_path_is_said),
         T(model_holds),

@@ -1,0 +1,58 @@
+/* Rule 13: MADV_WIPEONFORK memory is zero in a child, evicted or not; DONTFORK is not there. */
+#include "../lib/edmtest.h"
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define LEN (64 * EDMTEST_PAGE)
+
+static void one(bool evicted, uint64_t seed)
+{
+    char *wipe = edmtest_map(LEN), *skip = edmtest_map(LEN), *back = edmtest_map(LEN);
+    int fds[2];
+    pid_t pid;
+
+    EXPECT_CALL(pipe(fds));
+    edmtest_fill(wipe, LEN, seed);
+    edmtest_fill(skip, LEN, seed + 1);
+    edmtest_fill(back, LEN, seed + 2);
+    EXPECT_CALL(madvise(wipe, LEN, MADV_WIPEONFORK));
+    EXPECT_CALL(madvise(skip, LEN, MADV_DONTFORK));
+    EXPECT_CALL(madvise(back, LEN, MADV_WIPEONFORK));
+    EXPECT_CALL(madvise(back, LEN, MADV_KEEPONFORK));
+    if (evicted) {
+        edmtest_evict(wipe, LEN);
+        edmtest_evict(skip, LEN);
+        edmtest_evict(back, LEN);
+    }
+    EXPECT_CALL(pid = fork());
+    if (pid == 0) {
+        edmtest_expect_zero(wipe, LEN, "WIPEONFORK in the child");
+        edmtest_expect(back, LEN, seed + 2, "KEEPONFORK in the child");
+        EXPECT(write(fds[1], skip, 1) == -1 && errno == EFAULT, "DONTFORK memory in the child");
+        edmtest_fill(wipe, LEN, seed + 3);
+        edmtest_expect(wipe, LEN, seed + 3, "written in the child");
+        _exit(0);
+    }
+    edmtest_reap(pid, "child");
+    edmtest_expect(wipe, LEN, seed, "WIPEONFORK in the parent");
+    edmtest_expect(skip, LEN, seed + 1, "DONTFORK in the parent");
+    edmtest_expect(back, LEN, seed + 2, "KEEPONFORK in the parent");
+    munmap(wipe, LEN), munmap(skip, LEN), munmap(back, LEN);
+    close(fds[0]), close(fds[1]);
+}
+
+int main(void)
+{
+    struct edmtest_counters before;
+
+    edmtest_begin("kernel_13_wipeonfork", 60);
+    one(false, 1);
+    edmtest_pressure();
+    before = edmtest_now();
+    one(false, 10);
+    one(true, 20);
+    edmtest_came_back(&before, 3 * LEN / EDMTEST_PAGE);
+    edmtest_pressure_check();
+    edmtest_ok();
+}
