@@ -221,9 +221,25 @@ static int fault_new(struct instance *in, const struct waiter *w, struct chunk *
     return fault_done(in, w);
 }
 
+/* Missing, but the table says resident: the program discarded it at this moment (KERNEL.md 21). */
+static int fault_resident(struct instance *in, const struct waiter *w, uint32_t id)
+{
+    int err = uffd_zero(in->uffd, w->addr, 1);
+    if (!err) {
+        page_drop_handle(spt_page(&in->spt, id));
+        return fault_done(in, w);
+    }
+    return fault_error(in, w, err);
+}
+
 /* A fault in a chunk that the kernel should be serving: its registration moved. Lease anew. */
 static int fault_leased(struct instance *in, const struct waiter *w, struct chunk *c)
 {
+    if (c->touched) { /* not all of it is the kernel's: no lease any more */
+        if (lease_break(in, c, false))
+            return fault_wait(WAIT_AGAIN);
+        return fault_resident(in, w, spt_id(c, spt_index(w->addr)));
+    }
     uffd_unregister(in->uffd, c->addr, EDM_CHUNK_SIZE);
     int probe = uffd_zero(in->uffd, w->addr, 1);
     int err = probe == -EAGAIN ? probe : uffd_register(in->uffd, c->addr, EDM_CHUNK_SIZE, UFFD_WP);
@@ -234,17 +250,6 @@ static int fault_leased(struct instance *in, const struct waiter *w, struct chun
     }
     uffd_wake(in->uffd, c->addr, EDM_CHUNK_SIZE);
     return fault_done(in, w);
-}
-
-/* Missing, but the table says resident: the program discarded it at this moment (KERNEL.md 21). */
-static int fault_resident(struct instance *in, const struct waiter *w, uint32_t id)
-{
-    int err = uffd_zero(in->uffd, w->addr, 1);
-    if (!err) {
-        page_drop_handle(spt_page(&in->spt, id));
-        return fault_done(in, w);
-    }
-    return fault_error(in, w, err);
 }
 
 static int fault_protected(struct instance *in, const struct waiter *w, const struct page *p)

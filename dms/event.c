@@ -19,8 +19,8 @@ static bool page_is_copied_out(struct instance *in, const struct page *p)
 /* The program discarded pages [first, last] of a chunk. The pages themselves go only later. */
 static void chunk_remove(struct instance *in, struct chunk *c, uint32_t first, uint32_t last)
 {
-    if (!op_note_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE))
-        c->removed_ns = now_ns(); /* a raw system call: nobody will say when it is over */
+    if (c->leased) /* a hook says when it is over, a raw system call does not */
+        c->removed_ns = op_note_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE) ? 1 : now_ns();
     if (!c->touched)
         return;
     for (uint32_t i = first; i <= last; i++) {

@@ -88,7 +88,7 @@ static uint32_t victim_next(struct instance *in)
         }
         struct chunk *c = spt_chunk_of(&in->spt, node);
         uint64_t addr = spt_addr(&in->spt, node);
-        if (!c->unevictable && !op_covers(in, addr, addr + EDM_PAGE_SIZE))
+        if (!c->unevictable && lease_is_quiet(in, c) && !op_covers(in, addr, addr + EDM_PAGE_SIZE))
             return node;
         lspt_remove(&in->lspt, &in->spt, node);
         lspt_push(&in->lspt, &in->spt, node, false);

@@ -210,8 +210,12 @@ uint32_t page_next_version(void);
 /* ---- lease.c ---- */
 /* 0: leased and its threads woken; -EAGAIN: look again; other: not possible, serve the page. */
 int lease_take(struct instance *in, struct chunk *c, uint64_t addr);
-/* Pages that are present become resident, the chunk is in MISSING mode. False: not now. */
+/* Pages that are present become resident, the chunk is in MISSING mode. False: the kernel
+ * refuses; the chunk stays as it was, for good. */
 bool lease_break(struct instance *in, struct chunk *c, bool first);
+/* False while pages of a chunk may be on their way out by a REMOVE that hit it when it was leased:
+ * nothing may be evicted from it (KERNEL.md 3). */
+bool lease_is_quiet(const struct instance *in, const struct chunk *c);
 int lease_register(struct instance *in, struct chunk *c);
 
 /* ---- evict.c ---- */

@@ -592,22 +592,26 @@ void server_run(void)
     }
 }
 
-/* Gives every instance its pages back, so that stopping loses nothing. */
+/* Gives one instance its pages back, so that stopping loses nothing. */
+static void release_one(struct instance *in)
+{
+    int err = instance_is_gone(in) ? 0 : instance_release(in);
+    if (err && !instance_is_gone(in))
+        edm_error("pid %d: not all of its pages could be given back: %s", in->pid, strerror(-err));
+    instance_destroy(in);
+}
+
 static void release_all(void)
 {
-    size_t n;
-    struct instance **all = instance_list(&n);
-    for (size_t i = 0; i < n; i++) {
-        if (!instance_is_gone(all[i])) {
-            int err = instance_release(all[i]);
-            if (err)
-                edm_error("pid %d: not all of its pages could be given back: %s", all[i]->pid,
-                          strerror(-err));
+    while (instance_count()) { /* they may fork meanwhile */
+        size_t n;
+        struct instance **all = instance_list(&n);
+        for (size_t i = 0; i < n; i++) {
+            release_one(all[i]);
+            instance_put(all[i]);
         }
-        instance_destroy(all[i]);
-        instance_put(all[i]);
+        free(all);
     }
-    free(all);
 }
 
 void server_close(void)

@@ -1,151 +1,161 @@
 /*
- * The program's malloc is jemalloc, linked in; this file holds its settings and what it asks of
- * the system. Its calls of mmap, munmap, mprotect and madvise are linked to the __wrap_ functions
- * below (-Wl,--wrap), so that they can be told from the program's own.
+ * The malloc family that the program finds: the nursery first, then jemalloc, whose public names
+ * have the prefix jem_ here (objcopy, see meson.build).
  */
-#include "managed.h"
+#include "../dms/proto/proto.h"
+#include "nursery.h"
 #include <errno.h>
 #include <malloc.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define PUBLIC __attribute__((visibility("default")))
-#define PROBE_BYTES 65536ul /* jemalloc maps less only to try out madvise, at load */
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define ALIGN 16ul /* of every block */
 
-/*
- * retain: address space is kept and reused, not unmapped. Pages that nobody asks for again are
- * given back late and by no thread of its own: each MADV_DONTNEED of managed memory costs an event.
- * No brk, which could not be managed.
+void *jem_malloc(size_t size);
+void *jem_calloc(size_t n, size_t size);
+void *jem_realloc(void *p, size_t size);
+void jem_free(void *p);
+void *jem_memalign(size_t align, size_t size);
+void *jem_aligned_alloc(size_t align, size_t size);
+int jem_posix_memalign(void **out, size_t align, size_t size);
+size_t jem_malloc_usable_size(void *p);
+void *jem_mallocx(size_t size, int flags);
+void *jem_rallocx(void *p, size_t size, int flags);
+size_t jem_xallocx(void *p, size_t size, size_t extra, int flags);
+size_t jem_sallocx(const void *p, int flags);
+void jem_dallocx(void *p, int flags);
+void jem_sdallocx(void *p, size_t size, int flags);
+
+/* jemalloc's own interface, for programs that were linked with jemalloc; no header of it is used.
  */
-extern const char *malloc_conf;
-const char *malloc_conf = "retain:true,background_thread:false,dss:disabled,thp:default,"
-                          "metadata_thp:disabled,narenas:8,dirty_decay_ms:20000,muzzy_decay_ms:0";
+void *mallocx(size_t size, int flags);
+void *rallocx(void *p, size_t size, int flags);
+size_t xallocx(void *p, size_t size, size_t extra, int flags);
+size_t sallocx(const void *p, int flags);
+void dallocx(void *p, int flags);
+void sdallocx(void *p, size_t size, int flags);
 
-void *__wrap_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
-int __wrap_munmap(void *addr, size_t len);
-int __wrap_mprotect(void *addr, size_t len, int prot);
-int __wrap_madvise(void *addr, size_t len, int advice);
-ssize_t __wrap_readlink(const char *path, char *buf, size_t len);
-long __wrap_syscall(long nr, ...);
-double __wrap_log(double x);
-double __wrap_exp(double x);
-double __wrap_round(double x);
-
-/* ---- memory ---- */
-
-static int as_status(long ret)
+PUBLIC void *malloc(size_t size)
 {
-    if (!ret)
-        return 0;
-    errno = (int)-ret;
-    return -1;
+    void *p = nursery_take(size, ALIGN);
+    return LIKELY(!p) ? jem_malloc(size) : p;
 }
 
-void *__wrap_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
+PUBLIC void *calloc(size_t n, size_t size)
 {
-    long ret;
-    if (len < PROBE_BYTES)
-        ret = sys_mmap((uint64_t)addr, len, prot, flags, fd, off);
-    else
-        ret = managed_mmap((uint64_t)addr, len, prot, flags, fd, off, EDM_MANAGE_MALLOC);
-    if (!sys_is_error(ret))
-        return (void *)ret;
-    errno = (int)-ret;
-    return MAP_FAILED;
-}
-
-int __wrap_munmap(void *addr, size_t len)
-{
-    return as_status(managed_munmap((uint64_t)addr, len));
-}
-
-int __wrap_mprotect(void *addr, size_t len, int prot)
-{
-    return as_status(managed_mprotect((uint64_t)addr, len, prot, -1));
-}
-
-int __wrap_madvise(void *addr, size_t len, int advice)
-{
-    return as_status(managed_madvise((uint64_t)addr, len, advice));
-}
-
-/* ---- start-up: questions whose answers we know, at a few µs each in every command ---- */
-
-/* /etc/malloc.conf: the settings are ours. */
-ssize_t __wrap_readlink(const char *path, char *buf, size_t len)
-{
-    long ret = -ENOENT;
-    if (strcmp(path, "/etc/malloc.conf") != 0)
-        ret = sys_call3(SYS_readlink, (long)path, (long)buf, (long)len);
-    if (ret >= 0)
-        return ret;
-    errno = (int)-ret;
-    return -1;
-}
-
-#define OVERCOMMIT_FD 0x6f766572l /* stands for the open file */
-
-long __wrap_syscall(long nr, ...)
-{
-    long a[6];
-    va_list ap;
-    va_start(ap, nr);
-    for (int i = 0; i < 6; i++)
-        a[i] = va_arg(ap, long);
-    va_end(ap);
-    if (nr == SYS_open && !strcmp((const char *)a[0], "/proc/sys/vm/overcommit_memory"))
-        return OVERCOMMIT_FD;
-    if (nr == SYS_open && !strncmp((const char *)a[0], "/sys/kernel/mm/", 15)) {
-        errno = ENOENT; /* huge pages: leave it to the system's default */
-        return -1;
+    size_t bytes;
+    if (!__builtin_mul_overflow(n, size, &bytes)) {
+        void *p = nursery_take(bytes, ALIGN);
+        if (p)
+            return p;
     }
-    if (a[0] == OVERCOMMIT_FD && nr == SYS_read) {
-        *(char *)a[1] = '1'; /* purged pages stay mapped */
-        return 1;
-    }
-    if (a[0] == OVERCOMMIT_FD && nr == SYS_close)
-        return 0;
-    long ret = sys_call6(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
-    if (!sys_is_error(ret))
-        return ret;
-    errno = (int)-ret;
-    return -1;
+    return jem_calloc(n, size);
 }
 
-/* ---- mathematics for jemalloc's profiler, not worth loading libm into every command ---- */
-
-double __wrap_log(double x)
+PUBLIC void free(void *p)
 {
-    long double r;
-    __asm__("fldln2\n\tfxch\n\tfyl2x" : "=t"(r) : "0"((long double)x) : "st(1)");
-    return (double)r;
+    if (LIKELY(!nursery_has(p)))
+        jem_free(p);
 }
 
-double __wrap_exp(double x)
+PUBLIC void *realloc(void *p, size_t size)
 {
-    long double r;
-    __asm__("fldl2e\n\tfmulp\n\tfld %%st(0)\n\tfrndint\n\tfsub %%st(0), %%st(1)\n\tfxch\n\t"
-            "f2xm1\n\tfld1\n\tfaddp\n\tfscale\n\tfstp %%st(1)"
-            : "=t"(r)
-            : "0"((long double)x)
-            : "st(1)", "st(2)");
-    return (double)r;
+    if (!p)
+        return malloc(size);
+    if (LIKELY(!nursery_has(p)))
+        return jem_realloc(p, size);
+    if (!size) /* as glibc: p is free now */
+        return NULL;
+    size_t had = nursery_size(p);
+    if (size <= had || nursery_extend(p, size))
+        return p;
+    void *q = malloc(size);
+    return q ? memcpy(q, p, had) : NULL;
 }
 
-double __wrap_round(double x)
+static void *take_aligned(size_t align, size_t size)
 {
-    return (double)(long long)(x < 0 ? x - 0.5 : x + 0.5);
+    bool power = align && !(align & (align - 1));
+    return power ? nursery_take(size, align < ALIGN ? ALIGN : align) : NULL;
 }
 
-/* ---- what jemalloc does not bring ---- */
+PUBLIC void *memalign(size_t align, size_t size)
+{
+    void *p = take_aligned(align, size);
+    return p ? p : jem_memalign(align, size);
+}
+
+PUBLIC void *aligned_alloc(size_t align, size_t size)
+{
+    void *p = take_aligned(align, size);
+    return p ? p : jem_aligned_alloc(align, size);
+}
+
+PUBLIC int posix_memalign(void **out, size_t align, size_t size)
+{
+    void *p = align % sizeof(void *) ? NULL : take_aligned(align, size);
+    if (!p)
+        return jem_posix_memalign(out, align, size);
+    *out = p;
+    return 0;
+}
+
+PUBLIC void *valloc(size_t size)
+{
+    return memalign(EDM_PAGE_SIZE, size);
+}
 
 PUBLIC void *pvalloc(size_t size)
 {
-    size_t bytes = PAGE_UP(size);
+    size_t bytes = (size + EDM_PAGE_SIZE - 1) & ~(EDM_PAGE_SIZE - 1);
     if (bytes < size) {
         errno = ENOMEM;
         return NULL;
     }
     return memalign(EDM_PAGE_SIZE, bytes ? bytes : EDM_PAGE_SIZE);
+}
+
+PUBLIC size_t malloc_usable_size(void *p)
+{
+    return LIKELY(!nursery_has(p)) ? jem_malloc_usable_size(p) : nursery_size(p);
+}
+
+/* ---- what programs linked with jemalloc may call with memory from malloc ---- */
+
+PUBLIC void *mallocx(size_t size, int flags)
+{
+    return jem_mallocx(size, flags);
+}
+
+PUBLIC void *rallocx(void *p, size_t size, int flags)
+{
+    if (!nursery_has(p))
+        return jem_rallocx(p, size, flags);
+    void *q = jem_mallocx(size, flags);
+    size_t had = nursery_size(p);
+    return q ? memcpy(q, p, had < size ? had : size) : NULL;
+}
+
+PUBLIC size_t xallocx(void *p, size_t size, size_t extra, int flags)
+{
+    return nursery_has(p) ? nursery_size(p) : jem_xallocx(p, size, extra, flags);
+}
+
+PUBLIC size_t sallocx(const void *p, int flags)
+{
+    return nursery_has(p) ? nursery_size(p) : jem_sallocx(p, flags);
+}
+
+PUBLIC void dallocx(void *p, int flags)
+{
+    if (!nursery_has(p))
+        jem_dallocx(p, flags);
+}
+
+PUBLIC void sdallocx(void *p, size_t size, int flags)
+{
+    if (!nursery_has(p))
+        jem_sdallocx(p, size, flags);
 }

@@ -11,7 +11,6 @@
 #define ANON (MAP_PRIVATE | MAP_ANONYMOUS)
 #define RW (PROT_READ | PROT_WRITE)
 #define FRESH (P_MAPPED | P_READ | P_WRITE)
-#define STACK_PAGES_MAX 64u
 
 static uint32_t prot_flags(int prot)
 {
@@ -25,70 +24,88 @@ static int random_prot(struct worker *w)
     return k < 80 ? RW : k < 92 ? PROT_READ : PROT_NONE;
 }
 
-/* Where the program would like it; the kernel need not agree. */
-static uint64_t random_hint(struct worker *w)
+/* Where the program would like it; the kernel need not agree. A place of its own choice far from
+ * everything is not managed, nor is MAP_STACK: *unmanaged. */
+static uint64_t random_hint(struct worker *w, bool *unmanaged)
 {
     struct region *r = &w->regions[worker_random(w, REGIONS)];
 
-    switch (worker_random(w, 4)) {
+    switch (worker_random(w, 12)) {
     case 0:
-        return r->n ? r->base + r->n * PAGE : 0;
     case 1:
-        return r->n ? r->base : 0;
+        return r->n ? r->base + r->n * PAGE : 0;
     case 2:
+        return r->n ? r->base : 0;
+    case 3:
+        *unmanaged = true;
         return 0x10000000000ul + worker_random(w, 1ul << 30) * PAGE;
     default:
         return 0;
     }
 }
 
-static int random_map_flags(struct worker *w, uint32_t *n)
+static int random_map_flags(struct worker *w, bool *unmanaged)
 {
     switch (worker_random(w, 12)) {
     case 0:
         return MAP_NORESERVE;
     case 1:
-        *n = *n < 128 ? *n : 128;
         return MAP_POPULATE;
-    case 2: /* never managed: few */
-        *n = *n < 16 ? *n : 16;
-        if (w->unmanaged + *n > STACK_PAGES_MAX)
-            return 0;
-        w->unmanaged += *n;
+    case 2:
+        *unmanaged = true;
         return MAP_STACK;
     default:
         return 0;
     }
 }
 
+struct request {
+    uint64_t hint;
+    uint32_t n;
+    int prot, flags;
+    bool unmanaged;
+};
+
+static struct request random_request(struct worker *w, uint32_t max)
+{
+    struct request q = {.prot = random_prot(w)};
+
+    q.hint = random_hint(w, &q.unmanaged);
+    q.flags = random_map_flags(w, &q.unmanaged);
+    max = max < w->region_max ? max : w->region_max;
+    q.n = worker_chance(w, 50) ? worker_length(w, max) : 1 + (uint32_t)worker_random(w, max);
+    if (q.n > 128 && q.flags == MAP_POPULATE)
+        q.n = 128;
+    if (q.unmanaged && worker_count(w, P_RAW) + (q.n = q.n < 16 ? q.n : 16) > w->raw_max) {
+        q.unmanaged = false;
+        q.hint = 0;
+        q.flags = 0;
+    }
+    return q;
+}
+
 bool op_map(struct worker *w)
 {
-    uint32_t mapped = worker_mapped(w), n;
-    int prot = random_prot(w), flags;
+    uint32_t mapped = worker_mapped(w);
     struct region *r = region_free(w);
-    uint64_t hint = random_hint(w);
+    struct request q;
     long addr;
 
     if (!r || mapped >= w->pages_max / 8 * 7) /* leaves room for mremap to grow */
         return op_unmap(w);
-    n = 1 + (uint32_t)worker_random(w, w->region_max);
-    if (worker_chance(w, 50))
-        n = worker_length(w, w->region_max);
-    if (n > w->pages_max - mapped)
-        n = w->pages_max - mapped;
-    flags = random_map_flags(w, &n);
-    addr = call_mmap_libc(w, hint, n * PAGE, prot, ANON | flags);
+    q = random_request(w, w->pages_max - mapped);
+    addr = call_mmap_libc(w, q.hint, q.n * PAGE, q.prot, ANON | q.flags);
     if (is_error(addr))
-        torture_fail(w, 0, "mmap of %u pages, prot %d, flags %x: %s", n, prot, flags,
+        torture_fail(w, 0, "mmap of %u pages, prot %d, flags %x: %s", q.n, q.prot, q.flags,
                      strerror((int)-addr));
-    model_expect_free(w, (uint64_t)addr, n * PAGE, "mmap");
-    r = region_new(w, (uint64_t)addr, n);
-    for (uint32_t i = 0; i < n; i++)
-        r->page[i].flags = prot_flags(prot);
-    if (prot == RW && worker_chance(w, 70))
-        for (uint32_t i = 0; i < n; i++)
+    model_expect_free(w, (uint64_t)addr, q.n * PAGE, "mmap");
+    r = region_new(w, (uint64_t)addr, q.n);
+    for (uint32_t i = 0; i < q.n; i++)
+        r->page[i].flags = prot_flags(q.prot) | (q.unmanaged ? P_RAW : 0);
+    if (q.prot == RW && worker_chance(w, 70))
+        for (uint32_t i = 0; i < q.n; i++)
             page_write(w, r, i);
-    note(w, "first write", false, r->base, n * PAGE, 0, 0, 0);
+    note(w, "first write", false, r->base, q.n * PAGE, 0, 0, 0);
     return true;
 }
 
@@ -264,7 +281,8 @@ static uint32_t grown_length(struct worker *w, struct run run)
 
 bool op_remap_grow(struct worker *w)
 {
-    struct run run = run_pick(w, P_MAPPED, P_FILE | P_SHARED | P_LOCKED, w->region_max, true);
+    struct run run =
+        run_pick(w, P_MAPPED, P_FILE | P_SHARED | P_LOCKED | P_RAW, w->region_max, true);
     uint32_t n;
     long ret;
 
@@ -301,7 +319,8 @@ static void moved(struct worker *w, struct run run, struct region *target, uint3
 
 bool op_remap_move(struct worker *w)
 {
-    struct run run = run_pick(w, P_MAPPED, P_FILE | P_SHARED | P_LOCKED, w->region_max, true);
+    struct run run =
+        run_pick(w, P_MAPPED, P_FILE | P_SHARED | P_LOCKED | P_RAW, w->region_max, true);
     struct region *target = region_free(w);
     uint32_t n;
     long ret;

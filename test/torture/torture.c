@@ -10,7 +10,7 @@
 
 #define STALL_SECONDS 60
 #define IN_FLIGHT (4 * EDMTEST_MIB)
-#define OWN_MEMORY (2 * EDMTEST_MIB) /* libraries' and threads' memory that nobody manages */
+#define OWN_MEMORY (6 * EDMTEST_MIB) /* libraries', threads' and P_RAW memory */
 
 struct settings settings = {.threads = 1, .seconds = 10, .bytes = 256 * EDMTEST_MIB};
 struct worker *workers;

@@ -34,7 +34,7 @@ enum page_flags {
     P_DONTFORK = 64,
     P_WIPE = 128,
     P_LOCKED = 256,
-    P_RAW = 512, /* mapped by raw system call: not managed */
+    P_RAW = 512, /* not managed: by raw system call, MAP_STACK, or at an address of its own */
 };
 
 struct page {
@@ -80,7 +80,7 @@ struct worker {
     struct region regions[REGIONS];
     uint32_t region_max; /* pages of a region */
     uint32_t pages_max;  /* mapped pages of all regions */
-    uint32_t locked, unmanaged;
+    uint32_t locked;
     uint32_t raw_max; /* P_RAW pages */
     struct block heap[HEAP_SLOTS];
     size_t heap_used, heap_max;

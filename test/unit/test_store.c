@@ -495,25 +495,27 @@ static bool below_lower_mark(const struct store_stats *st)
 
 static void writing_goes_on_when_readers_end(void **state)
 {
-    enum { PINNED = 57 }; /* 90 % of 64 */
-    store_handle h[PINNED + 1];
-    struct store_view v[PINNED];
-    struct store_stats st;
+    enum { MARK = 57, TRIES = 200 }; /* 90 % of 64 */
+    store_handle h[TRIES];
+    struct store_view v[MARK + 1];
     unsigned char buf[PAGE];
+    uint32_t n = 0, pinned = 0;
     start(64, 256, EDM_COMPRESSION_NONE);
-    for (uint32_t i = 0; i < PINNED; i++) {
-        put_ok(i, &h[i]);
-        assert_int_equal(store_view(h[i], i, buf, &v[i]), 0);
+    while (pinned <= MARK && n < TRIES) { /* the last one is a race with XPET, won some day */
+        put_ok(n, &h[n]);
+        if (store_view(h[n], n, buf, &v[pinned]) == 0)
+            pinned++;
+        n++;
     }
-    put_ok(PINNED, &h[PINNED]); /* the only one that can be written */
-    while (store_is_memory(h[PINNED]))
+    assert_int_equal(pinned, MARK + 1);
+    for (uint32_t i = 0; i < 1000; i++) /* time for XPET to find nothing that it may write */
         sched_yield();
-    store_get_stats(&st);
-    assert_int_equal(st.memory.pages, PINNED);
-    for (uint32_t i = 0; i < PINNED; i++)
+    for (uint32_t i = 0; i < pinned; i++) {
+        assert_true(store_is_memory(v[i].pinned));
         store_unview(&v[i]);
+    }
     assert_true(wait_stats(below_lower_mark));
-    store_unref_many(h, PINNED + 1);
+    store_unref_many(h, n);
 }
 
 static unsigned descriptors(void)
