@@ -262,10 +262,9 @@ void control_serve(int fd, const struct edm_msg *msg, const void *payload)
 {
     struct edm_request r = {0};
     memcpy(&r, payload, msg->len < sizeof(r) ? msg->len : sizeof(r));
-    bool needs = msg->type == EDM_MSG_RESIZE || msg->type == EDM_MSG_EVICT ||
-                 msg->type == EDM_MSG_FETCH || msg->type == EDM_MSG_WATCH;
-    if (needs && msg->len != sizeof(r)) {
-        server_send_done(fd, -EPROTO, 0, "malformed request");
+    bool bare = msg->type == EDM_MSG_PING || msg->type == EDM_MSG_STOP;
+    if (msg->len != (bare ? 0 : sizeof(r))) {
+        edm_warn("malformed request %u: connection dropped", msg->type);
     } else if (msg->type == EDM_MSG_PING) {
         server_send_done(fd, 0, 0, "");
     } else if (msg->type == EDM_MSG_STAT) {

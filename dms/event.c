@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define UNMAP_MAKE_MAX (1ul << 30)
+
 static bool page_is_copied_out(struct instance *in, const struct page *p)
 {
     return p->state == PAGE_EVICTING &&
@@ -72,8 +74,10 @@ static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
         evict_cancel(in, start, end);
     if (in->chan && in_arena(in, start) && !op_note_covers(in, start, end))
         __atomic_store_n(&in->chan->tampered, 1, __ATOMIC_RELEASE);
-    /* outside of the arena an unmapped page is like one never seen */
-    for_chunks(in, start, end, in_arena(in, start), chunk_unmap);
+    /* outside of the arena an unmapped page is like one never seen; tables for ranges that huge
+     * would cost more than registering a hole does harm */
+    bool make = in_arena(in, start) && end - start <= UNMAP_MAKE_MAX;
+    for_chunks(in, start, end, make, chunk_unmap);
 }
 
 /*
@@ -165,31 +169,51 @@ static void remap_rescan(struct instance *in, uint64_t start, uint64_t end)
     }
 }
 
+/* Pages from `off` on that need no look: nothing is known of them at either address. */
+static uint64_t remap_skip(struct instance *in, uint64_t from, uint64_t to)
+{
+    if (spt_chunk(&in->spt, from, false) || spt_chunk(&in->spt, to, false))
+        return 0;
+    uint64_t a = EDM_CHUNK_SIZE - from % EDM_CHUNK_SIZE, b = EDM_CHUNK_SIZE - to % EDM_CHUNK_SIZE;
+    return a < b ? a : b;
+}
+
+/* Moves the table entries. False: out of memory. */
+static bool remap_pages(struct instance *in, uint64_t from, uint64_t to, uint64_t len, bool *leased)
+{
+    for (uint64_t off = 0; off < len;) {
+        uint64_t skip = remap_skip(in, from + off, to + off);
+        if (skip) {
+            off += skip;
+            continue;
+        }
+        struct chunk *f = spt_chunk(&in->spt, from + off, false);
+        struct chunk *t = spt_chunk(&in->spt, to + off, true);
+        uint32_t j = spt_index(to + off);
+        if (!t)
+            return false;
+        if (t->leased && !lease_break(in, t, false))
+            t->unevictable = 1;
+        command_orphan(in, t, j);
+        if (f) {
+            *leased |= f->leased;
+            page_move(in, f, spt_index(from + off), t, j);
+        } else if (t->pages[j].state != PAGE_NEW) {
+            page_forget(in, t, spt_id(t, j), PAGE_NEW);
+        }
+        off += EDM_PAGE_SIZE;
+    }
+    return true;
+}
+
 static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_t len)
 {
     bool leased = false;
     in->stats.remaps++;
     if (in->chan)
         evict_cancel(in, to, to + len);
-    if (!in_arena(in, to))
-        edm_debug("pid %d: memory moved out of the arena to %#lx", in->pid, (unsigned long)to);
-    for (uint64_t off = 0; off < len; off += EDM_PAGE_SIZE) {
-        struct chunk *f = spt_chunk(&in->spt, from + off, false);
-        struct chunk *t = spt_chunk(&in->spt, to + off, true);
-        if (!t) {
-            edm_error("pid %d: out of memory for page tables", in->pid);
-            return;
-        }
-        if (t->leased && !lease_break(in, t, false))
-            t->unevictable = 1;
-        command_orphan(in, t, spt_index(to + off));
-        if (f) {
-            leased |= f->leased;
-            page_move(in, f, spt_index(from + off), t, spt_index(to + off));
-        } else if (t->pages[spt_index(to + off)].state != PAGE_NEW) {
-            page_forget(in, t, spt_id(t, spt_index(to + off)), PAGE_NEW);
-        }
-    }
+    if (!remap_pages(in, from, to, len, &leased))
+        edm_error("pid %d: out of memory for page tables", in->pid);
     int err = uffd_register(in->uffd, to, len, UFFD_MISSING | UFFD_WP);
     if (err && err != -ENOENT && err != -EINVAL && err != -ESRCH)
         edm_debug("pid %d: registering moved memory: %s", in->pid, strerror(-err));

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define BUSY_RETRY_NS 20000000ull /* when nothing could be taken, look again after this */
 #define TAG(slot, i) ((slot)*EDM_CMD_PAGES + (i))
 
 static uint64_t load64(const uint64_t *p)
@@ -175,11 +176,13 @@ bool evict_stuck(const struct instance *in)
 void evict_kick(struct instance *in)
 {
     struct budget *b = &in->budget;
-    if (!in->claimed || !budget_is_kept(in) || in->detached || in->pin_all > 0)
+    if (!in->claimed || !budget_is_kept(in) || in->detached)
         return;
     bool waiting = in->nwaiters > in->again && !budget_has_room(in, 1);
     if (budget_charge(in) <= b->high && !b->forced && !waiting)
         return;
+    if (evict_stuck(in) && now_ns() - in->busy_ns > BUSY_RETRY_NS)
+        in->busy_streak = 0;
     uint64_t goal = evict_goal(in);
     uint32_t before = in->cmd_head;
     uint64_t flight = b->limit / 4 < IN_FLIGHT_MAX ? b->limit / 4 : IN_FLIGHT_MAX;
@@ -223,6 +226,7 @@ static void outcome_back(struct instance *in, struct chunk *c, uint32_t id, bool
     }
     in->stats.evicted_busy++;
     in->busy_streak++;
+    in->busy_ns = now_ns();
     p->flags &= (uint8_t)~PF_COPY;
     page_make_resident(in, c, id, false);
 }
@@ -233,7 +237,7 @@ static void outcome_limbo(struct instance *in, uint32_t id, uint32_t ring)
     in->limbo.owner[ring] = id;
     in->limbo.used++;
     p->link.next = ring;
-    p->flags &= (uint8_t)~(PF_PREFETCHED | PF_COPY);
+    p->flags &= (uint8_t) ~(PF_PREFETCHED | PF_COPY);
     spt_set(spt_chunk_of(&in->spt, id), p, PAGE_LIMBO);
 }
 

@@ -101,6 +101,7 @@ static void page_inherit(struct instance *parent, struct instance *child, struct
         spt_set(c, p, PAGE_STORED);
         child->stored++;
         break;
+    case PAGE_LIMBO: /* the store could not take it: never zeros in its place */
     case PAGE_POISONED:
         spt_set(c, p, PAGE_POISONED);
         break;
@@ -117,7 +118,7 @@ static int chunk_inherit(struct instance *parent, struct instance *child, const 
     struct chunk *c = spt_chunk(&child->spt, from->addr, true);
     if (!c)
         return -ENOMEM;
-    c->unknown = from->leased;
+    c->unknown = from->leased | from->unknown;
     for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
         page_inherit(parent, child, c, &from->pages[i], i, paused);
         if (c->pages[i].handle)

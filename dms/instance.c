@@ -60,7 +60,7 @@ uint64_t budget_charge(const struct instance *in)
 
 bool budget_is_kept(const struct instance *in)
 {
-    return !in->budget.unlimited && !atomic_load(&list.stores_full);
+    return !in->budget.unlimited && in->pin_all <= 0 && !atomic_load(&list.stores_full);
 }
 
 bool budget_has_room(const struct instance *in, uint64_t pages)

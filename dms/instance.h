@@ -122,6 +122,7 @@ struct instance {
     bool detached; /* everything is back and unregistered */
     uint32_t cmd_head, cmd_seen;
     uint32_t busy_streak; /* pages the LPET could not take since the last that it could */
+    uint64_t busy_ns;
     struct waiter *waiters;
     size_t nwaiters, waiters_cap;
     unsigned again; /* waiters with WAIT_AGAIN at the last look */

@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define WILLNEED_BATCH 64
+
 static void futex_wait(uint32_t *word, uint32_t value)
 {
     syscall(SYS_futex, word, FUTEX_WAIT, value, NULL, NULL, 0);
@@ -217,14 +219,28 @@ static int op_pageout(struct instance *in, const struct edm_op *op)
     return 0;
 }
 
+/* Makes room for what the program says that it will need: older pages go. */
+static bool make_room(struct instance *in)
+{
+    for (int i = 0; i < 100 && !budget_has_room(in, 1) && !over(in); i++) {
+        in->budget.forced = WILLNEED_BATCH;
+        let_go(in);
+    }
+    return budget_has_room(in, 1);
+}
+
+/* At most half of the budget: else it would push out its own pages. */
 static int op_willneed(struct instance *in, const struct edm_op *op)
 {
-    uint64_t end = op->start + op->len;
+    uint64_t end = op->start + op->len, most = in->budget.limit / 2;
+    uint64_t before = in->stats.prefetch_fetched;
     unsigned n = 0;
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end && !over(in); a += EDM_PAGE_SIZE) {
-        if (!dm_handler_prefetch(in, a))
+        if (in->stats.prefetch_fetched - before >= most ||
+            (!budget_has_room(in, 1) && !make_room(in)))
             break;
-        if (++n % 64 == 0)
+        dm_handler_prefetch(in, a);
+        if (++n % WILLNEED_BATCH == 0)
             let_go(in);
     }
     return 0;

@@ -71,7 +71,7 @@ void page_forget(struct instance *in, struct chunk *c, uint32_t id, enum page_st
     page_drop_handle(p);
     p->flags &= (uint8_t) ~(PF_HOT | PF_PREFETCHED | PF_FETCHING | PF_COPY | PF_DISCARD);
     if (state == PAGE_FOREIGN) {
-        p->flags &= (uint8_t)~(PF_WIPE | PF_NOFORK);
+        p->flags &= (uint8_t) ~(PF_WIPE | PF_NOFORK);
         in->foreign = true;
     }
     spt_set(c, p, state);

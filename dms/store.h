@@ -17,9 +17,10 @@
 typedef uint32_t store_handle; /* 0 = none */
 
 struct store_options {
-    uint64_t memory_bytes; /* capacity of the memory store; 0 = none (a few MiB in transit remain) */
-    uint64_t disk_bytes;   /* capacity of the disk store; 0 = none */
-    char disk_path[512];   /* folder, made 0700 when missing */
+    uint64_t
+        memory_bytes;    /* capacity of the memory store; 0 = none (a few MiB in transit remain) */
+    uint64_t disk_bytes; /* capacity of the disk store; 0 = none */
+    char disk_path[512]; /* folder, made 0700 when missing */
     enum edm_compression compression;
     /* Called, without any store lock, when a store that had refused a page has room again, or
      * when both became full (full = true, once per filling). From XPET's thread. */

@@ -27,8 +27,9 @@ struct piece {
     uint32_t longest;
 };
 
-/* Constant after arena_init. */
-static uint64_t base, npages;
+/* Constant after arena_init, which sets npages last: until then there is no arena. */
+static uint64_t base;
+static atomic_uint_fast64_t npages;
 
 /* All below: protected by `lock`; the counters may be read without it. */
 static struct piece nodes[NODES];
@@ -289,24 +290,30 @@ int arena_init(uint64_t size)
         size -= ARENA_ALIGN;
         sys_munmap(start + size, (uint64_t)at + ARENA_ALIGN - start);
     }
+    /* Under mlockall(MCL_FUTURE) it came locked, and cannot work. */
+    if (sys_madvise(start, 1u << PAGE_BITS, MADV_DONTNEED)) {
+        sys_munmap(start, size);
+        return -EINVAL;
+    }
     sys_madvise(start, size, MADV_DONTDUMP);
     base = start;
-    npages = size >> PAGE_BITS;
     root = node_get();
-    nodes[root].end = (uint32_t)npages;
+    nodes[root].end = (uint32_t)(size >> PAGE_BITS);
     node_update(root);
+    npages = size >> PAGE_BITS;
     return 0;
 }
 
 bool arena_contains(uint64_t addr, uint64_t len)
 {
-    return addr >= base && addr - base <= arena_len() && len <= arena_len() - (addr - base) &&
-           npages != 0;
+    uint64_t size = arena_len();
+    return size && addr >= base && addr - base <= size && len <= size - (addr - base);
 }
 
 bool arena_overlaps(uint64_t addr, uint64_t len)
 {
-    return npages && len && addr < base + arena_len() && addr + len > base;
+    uint64_t size = arena_len();
+    return size && len && addr < base + size && addr + len > base;
 }
 
 uint64_t arena_start(void)

@@ -27,7 +27,7 @@
  */
 static struct lpet *attach_lpet;   /* of this process */
 static bool attach_registered;     /* this process or the one it was forked from was attached */
-static bool attach_refused;        /* … could not be: its children do not say so again */
+static bool attach_refused;        /* … could not be, or has detached: its children do not try */
 static uint64_t attach_identity;   /* address of the identity page, 0 = none yet */
 static bool attach_socket_default; /* no socket was named: look at the system's, too */
 static struct edm_hello attach_hello;
@@ -529,6 +529,7 @@ int attach_detach(void)
     if (!shim_config.enabled || !shim_state)
         return 0;
     sys_sigprocmask(SIG_SETMASK, &all, &old);
+    attach_refused = true;
     while (state_settled() == SHIM_NOT_ATTACHED)
         if (state_take(SHIM_NOT_ATTACHED)) {
             state_set(SHIM_UNMANAGED);
@@ -549,6 +550,12 @@ int attach_detach(void)
     ops_leave(&g);
     sys_sigprocmask(SIG_SETMASK, &old, NULL);
     return rc;
+}
+
+void attach_unlock_staging(void)
+{
+    if (atomic_load(&shim_state->attach_state) == SHIM_ATTACHED && attach_lpet)
+        sys_call3(SYS_munlock, (long)attach_lpet->staging, EDM_STAGING_PAGES * EDM_PAGE_SIZE, 0);
 }
 
 bool attach_block(void)

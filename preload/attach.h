@@ -10,6 +10,8 @@ bool attach_block(void);
 void attach_unblock(void);
 /* In the child of a fork: what the parent was decides what the child does. */
 void attach_after_fork(bool parent_attached);
+/* After mlockall: what is locked cannot be staged into. */
+void attach_unlock_staging(void);
 
 /* ---- autostart.c: a server for server = "auto" ---- */
 /* Copies what the server gets of the environment; constructor. */

@@ -47,6 +47,8 @@ static void fork_parent(void)
 {
     if (!shim_state || !shim_config.enabled)
         return;
+    if (fork_attached) /* what is evicted from now on is not the child's any more */
+        ops_request(EDM_OP_SYNC, 0, 0, 0);
     if (fork_attached)
         lpet_release(atomic_load(&shim_state->chan));
     arena_unlock_after_fork();
@@ -54,11 +56,20 @@ static void fork_parent(void)
     ops_unlock_after_fork();
 }
 
-/* *shim_state is wiped here: not attached, nothing locked. */
+/* Nobody else is here. *shim_state is wiped by the kernel only once there is an arena. */
+static void state_reset(void)
+{
+    atomic_store(&shim_state->chan, NULL);
+    atomic_store(&shim_state->ops_owner, 0);
+    atomic_store(&shim_state->ops_waiters, 0);
+    atomic_store(&shim_state->attach_state, SHIM_NOT_ATTACHED);
+}
+
 static void fork_child(void)
 {
     if (!shim_state || !shim_config.enabled)
         return;
+    state_reset();
     arena_unlock_after_fork();
     attach_after_fork(fork_attached);
     ops_unlock_after_fork();

@@ -305,7 +305,7 @@ static atomic_bool all_pinned;
 
 static void pin_all(bool on)
 {
-    if (atomic_exchange(&all_pinned, on) != on)
+    if (arena_len() && atomic_exchange(&all_pinned, on) != on)
         ops_request(on ? EDM_OP_PIN : EDM_OP_UNPIN, arena_start(), arena_len(), 0);
 }
 
@@ -321,18 +321,88 @@ static void after_lock_current(void)
     }
 }
 
+/* Reads /proc/self/maps: the next mapping that can be accessed. */
+struct maps {
+    int fd;
+    uint32_t at, len;
+    char buf[1024];
+};
+
+static int maps_char(struct maps *m)
+{
+    if (m->at == m->len) {
+        long n = sys_read(m->fd, m->buf, sizeof(m->buf));
+        if (n <= 0)
+            return -1;
+        m->at = 0;
+        m->len = (uint32_t)n;
+    }
+    return m->buf[m->at++];
+}
+
+static uint64_t maps_hex(struct maps *m)
+{
+    uint64_t v = 0;
+    for (int c; (c = maps_char(m)) >= 0 && c != '-' && c != ' ';)
+        v = v << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    return v;
+}
+
+static bool maps_next(struct maps *m, uint64_t *start, uint64_t *end)
+{
+    for (;;) {
+        *start = maps_hex(m);
+        *end = maps_hex(m);
+        int read = maps_char(m), write = maps_char(m), exec = maps_char(m), c;
+        while ((c = maps_char(m)) >= 0 && c != '\n')
+            ;
+        if (c < 0)
+            return false;
+        if ((read != '-' || write != '-' || exec != '-') && *end < 1ull << 47)
+            return true;
+    }
+}
+
+/*
+ * The kernel weighs RLIMIT_MEMLOCK against the whole address space, reserved or not, and says
+ * ENOMEM. Then mapping by mapping, without what is free of the arena.
+ */
+static long lock_each(int flags)
+{
+    struct maps m;
+    uint64_t start, end;
+    unsigned how = flags & MCL_ONFAULT ? MLOCK_ONFAULT : 0;
+    long rc = 0;
+    m.at = m.len = 0;
+    m.fd = (int)sys_open("/proc/self/maps", 02000000 /* O_CLOEXEC */, 0);
+    if (m.fd < 0)
+        return -ENOMEM;
+    while (!rc && maps_next(&m, &start, &end))
+        rc = sys_call3(SYS_mlock2, (long)start, (long)(end - start), how);
+    sys_close(m.fd);
+    if (!rc && (flags & MCL_FUTURE))
+        rc = sys_call3(SYS_mlockall, flags & ~MCL_CURRENT, 0, 0);
+    if (rc)
+        sys_call3(SYS_munlockall, 0, 0, 0);
+    return rc;
+}
+
 EXPORT int mlockall(int flags)
 {
-    if (!is_on() || !arena_len())
+    if (!is_on())
         return (int)result(sys_call3(SYS_mlockall, flags, 0, 0));
     bool had = atomic_load(&all_pinned);
     if (flags & MCL_CURRENT)
         pin_all(true);
     long rc = sys_call3(SYS_mlockall, flags, 0, 0);
+    if (rc == -ENOMEM && (flags & MCL_CURRENT))
+        rc = lock_each(flags);
     if (rc && !had)
         pin_all(false);
-    if (!rc && (flags & MCL_CURRENT))
+    if (!rc && (flags & MCL_CURRENT)) {
         after_lock_current();
+        attach_unlock_staging();
+    }
     if (!rc)
         atomic_store(&managed_paused, (flags & MCL_FUTURE) != 0);
     return (int)result(rc);

@@ -22,8 +22,8 @@ int pkey_mprotect(void *addr, size_t len, int prot, int pkey);
 
 static bool can_manage(int prot, int flags)
 {
-    return shim_config.enabled && arena_len() && (flags & MAP_ANONYMOUS) &&
-           (flags & MAP_TYPE) == MAP_PRIVATE && !(prot & ~(PROT_READ | PROT_WRITE)) &&
+    return shim_config.enabled && (flags & MAP_ANONYMOUS) && (flags & MAP_TYPE) == MAP_PRIVATE &&
+           !(prot & ~(PROT_READ | PROT_WRITE)) &&
            !(flags & (MAP_STACK | MAP_GROWSDOWN | MAP_HUGETLB | MAP_LOCKED | MAP_32BIT)) &&
            !atomic_load(&managed_paused);
 }
@@ -178,7 +178,7 @@ long managed_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int6
 {
     uint64_t size = PAGE_UP(len);
     bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
-    if (!arena_len() || !shim_config.enabled || len == 0 || size < len || !IS_PAGE_ALIGNED(off))
+    if (!shim_config.enabled || len == 0 || size < len || !IS_PAGE_ALIGNED(off))
         return sys_mmap(addr, len, prot, flags, fd, off);
     if (fixed) {
         if (!IS_PAGE_ALIGNED(addr) || addr + size < addr || !arena_overlaps(addr, size))
@@ -187,7 +187,7 @@ long managed_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int6
             return map_noreplace(addr, size, prot, flags, fd, off);
         return map_fixed(addr, size, prot, flags, fd, off);
     }
-    if (!(shim_config.settings.manage & manage) || !can_manage(prot, flags))
+    if (!(shim_config.settings.manage & manage) || !can_manage(prot, flags) || !managed_open())
         return sys_mmap(addr, len, prot, flags, fd, off);
     return map_anywhere(addr, size, prot, flags, manage == EDM_MANAGE_MMAP);
 }

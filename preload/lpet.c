@@ -64,15 +64,18 @@ static uint64_t pages_there(const struct lpet *l, uint64_t addr, uint32_t n)
 
 /* ------------------------------------------------------------------ staging */
 
-/* Gives the moved frames back. They are never written again by us: somebody may still hold a plain
- * reference to them (KERNEL.md 14). DONTNEED_LOCKED because of mlockall (KERNEL.md 16). */
+/* Gives frames back. They are never written again by us: somebody may still hold a plain reference
+ * to them (KERNEL.md 14). DONTNEED_LOCKED because of mlockall (KERNEL.md 16). */
+static void frames_drop(uint64_t addr, uint64_t len)
+{
+    if (sys_is_error(sys_madvise(addr, len, MADV_DONTNEED_LOCKED)))
+        sys_madvise(addr, len, MADV_DONTNEED);
+}
+
 static void staging_drop(struct lpet *l)
 {
-    if (!l->staging_used)
-        return;
-    uint64_t len = l->staging_used * EDM_PAGE_SIZE;
-    if (sys_is_error(sys_madvise(l->staging, len, MADV_DONTNEED_LOCKED)))
-        sys_madvise(l->staging, len, MADV_DONTNEED);
+    if (l->staging_used)
+        frames_drop(l->staging, l->staging_used * EDM_PAGE_SIZE);
     l->staging_used = 0;
 }
 
@@ -164,9 +167,9 @@ static uint32_t move_failed(const struct lpet *l, struct move_run *r, uint32_t i
         }
         r->refused |= bit;
         return i + 1;
-    case -EEXIST: /* an outside reader touched our staging */
+    case -EEXIST: /* an outside reader touched our staging, or mlockall filled it */
         if (++r->again < LPET_AGAIN_MAX) {
-            sys_madvise(r->dst + i * EDM_PAGE_SIZE, (r->n - i) * EDM_PAGE_SIZE, MADV_DONTNEED);
+            frames_drop(r->dst + i * EDM_PAGE_SIZE, (r->n - i) * EDM_PAGE_SIZE);
             return i;
         }
         r->again = 0;

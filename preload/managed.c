@@ -2,12 +2,35 @@
 #include <errno.h>
 #include <linux/sysinfo.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/vfs.h>
 
 #define FRESH_BYTES (64ull << 20) /* from here on giving back must also uncharge (overcommit) */
 #define REFUSE_BYTES (1ull << 30) /* smaller requests are never refused */
 
 atomic_bool managed_paused;
+
+/* The arena counts against RLIMIT_AS like any mapping: leave half to everything else. */
+static uint64_t arena_room(uint64_t size)
+{
+    struct rlimit lim;
+    if (sys_call4(SYS_prlimit64, 0, RLIMIT_AS, 0, (long)&lim) == 0 &&
+        lim.rlim_cur != RLIM_INFINITY && lim.rlim_cur / 2 < size)
+        return lim.rlim_cur / 2;
+    return size;
+}
+
+bool managed_open(void)
+{
+    static atomic_bool begun;
+    if (arena_len())
+        return true;
+    /* Others do without it until it is there; when it cannot be had, for good. */
+    if (atomic_load(&begun) || atomic_exchange(&begun, true))
+        return false;
+    sys_madvise((uint64_t)shim_state, EDM_PAGE_SIZE, MADV_WIPEONFORK);
+    return arena_init(arena_room(shim_config.settings.arena_size)) == 0;
+}
 
 bool managed_attached(void)
 {

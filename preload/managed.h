@@ -23,6 +23,8 @@ extern atomic_bool managed_paused;
 
 /* ---- managed.c: what all of them are made of ---- */
 
+/* Reserves the arena when it is first wanted; false when there is none. */
+bool managed_open(void);
 bool managed_attached(void);
 /* Raw system calls have unmapped parts of the arena: what is there may be anything. */
 bool managed_tampered(void);

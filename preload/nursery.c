@@ -2,7 +2,9 @@
 
 #define GRAIN 16ul /* bytes before every block, which hold its size, and alignment of all */
 
-_Alignas(4096) char nursery_memory[NURSERY_BYTES];
+#define NURSERY_ALIGN 4096ul
+
+_Alignas(NURSERY_ALIGN) char nursery_memory[NURSERY_BYTES];
 atomic_bool nursery_closed;
 static atomic_size_t mark; /* memory from here on was never given out: it is zero */
 
@@ -14,7 +16,9 @@ static size_t *size_of(const void *p)
 void *nursery_take_open(size_t size, size_t align)
 {
     size_t at = atomic_load_explicit(&mark, memory_order_relaxed), start, end;
-    if (size > NURSERY_MOST || align > NURSERY_MOST)
+    if (align > NURSERY_ALIGN)
+        return NULL;
+    if (size > NURSERY_MOST)
         goto close;
     size = size ? (size + GRAIN - 1) & ~(GRAIN - 1) : GRAIN;
     do {

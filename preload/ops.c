@@ -197,7 +197,7 @@ void ops_lock_for_fork(void)
     fork_sigmask = old;
 }
 
-/* In the child the lock is free already: *shim_state is wiped. */
+/* In the child the lock is free already. */
 void ops_unlock_after_fork(void)
 {
     uint64_t old = fork_sigmask;

@@ -3,7 +3,8 @@
  * Every command that the user runs pays for this; a few microseconds is all it may cost.
  */
 #include "../config/log.h"
-#include "arena.h"
+#include "managed.h"
+#include "nursery.h"
 #include "shim.h"
 #include "sys.h"
 #include <errno.h>
@@ -16,7 +17,6 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #define EXIT_EDM 125
@@ -139,16 +139,6 @@ static uint64_t effective_threshold(void)
     return c->attach_threshold < budget / 2 ? c->attach_threshold : budget / 2;
 }
 
-/* The arena counts against RLIMIT_AS like any mapping: leave half to everything else. */
-static uint64_t arena_room(uint64_t size)
-{
-    struct rlimit lim;
-    if (sys_call4(SYS_prlimit64, 0, RLIMIT_AS, 0, (long)&lim) == 0 &&
-        lim.rlim_cur != RLIM_INFINITY && lim.rlim_cur / 2 < size)
-        return lim.rlim_cur / 2;
-    return size;
-}
-
 static void read_settings(void)
 {
     char err[512];
@@ -177,7 +167,6 @@ __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
     if (ret)
         die("log_file = \"%s\": %s: give a file that can be written", shim_config.config.log_file,
             strerror(-ret));
-    sys_madvise((uint64_t)&state_page, sizeof(state_page), MADV_WIPEONFORK);
     find_own_path();
     shim_config.threshold = effective_threshold();
     attach_init();
@@ -186,12 +175,10 @@ __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
         if (attach_probe(err, sizeof(err)))
             die("%s", err);
     }
-    /* Without room for an arena the program runs on memory that is not managed. */
-    if (arena_init(arena_room(shim_config.config.arena_size)))
-        return;
     shim_config.enabled = true;
     if (shim_config.threshold == 0) {
-        shim_find_server();
-        attach_now();
+        nursery_close();
+        if (managed_open())
+            managed_grow(0);
     }
 }

@@ -42,6 +42,32 @@ static void one(bool evicted, uint64_t seed)
     close(fds[0]), close(fds[1]);
 }
 
+/* The advice goes along when the memory is moved, to where memory is not managed (MAP_STACK) too.
+ */
+static void moved(int flags, bool advise_first, uint64_t seed)
+{
+    char *p = edmtest_map(LEN);
+    char *to = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+    pid_t pid;
+
+    EXPECT(to != MAP_FAILED, "mmap: %m");
+    edmtest_fill(p, LEN, seed);
+    if (advise_first)
+        EXPECT_CALL(madvise(p, LEN, MADV_WIPEONFORK));
+    edmtest_evict(p, LEN);
+    EXPECT(mremap(p, LEN, LEN, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to, "mremap: %m");
+    if (!advise_first)
+        EXPECT_CALL(madvise(to, LEN, MADV_WIPEONFORK));
+    EXPECT_CALL(pid = fork());
+    if (pid == 0) {
+        edmtest_expect_zero(to, LEN, "WIPEONFORK memory that was moved, in the child");
+        _exit(0);
+    }
+    edmtest_reap(pid, flags ? "moved out, child" : "moved, child");
+    edmtest_expect(to, LEN, seed, "WIPEONFORK memory that was moved, in the parent");
+    EXPECT_CALL(munmap(to, LEN));
+}
+
 int main(void)
 {
     struct edmtest_counters before;
@@ -52,6 +78,8 @@ int main(void)
     before = edmtest_now();
     one(false, 10);
     one(true, 20);
+    for (int i = 0; i < 4; i++)
+        moved(i & 1 ? MAP_STACK : 0, i & 2, 100 + (uint64_t)i * 10);
     edmtest_came_back(&before, 3 * LEN / EDMTEST_PAGE);
     edmtest_pressure_check();
     edmtest_ok();

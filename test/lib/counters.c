@@ -60,8 +60,10 @@ static int run_edm(char *const argv[], int out)
             env[n++] = *e;
     env[n] = NULL;
     posix_spawn_file_actions_init(&act);
-    if (out >= 0)
+    if (out >= 0) {
         posix_spawn_file_actions_adddup2(&act, out, 1);
+        posix_spawn_file_actions_addopen(&act, 2, "/dev/null", O_WRONLY, 0); /* not attached yet */
+    }
     rc = posix_spawnp(&pid, edm ? edm : "edm", &act, NULL, argv, env);
     posix_spawn_file_actions_destroy(&act);
     EXPECT(rc == 0, "cannot run %s: %s", edm ? edm : "edm", strerror(rc));

@@ -74,7 +74,9 @@ expect_sampled() {
 }
 
 expect_same() {
-    cmp -s "$1" "$2" || fail "${3:-$2}: not what the native run gave"
+    cmp -s "$1" "$2" && return
+    diff -a "$1" "$2" | head -6 | cut -c1-200 >&"$TEST_OUT"
+    fail "${3:-$2}: not what the native run gave: $(cmp -l "$1" "$2" 2>&1 | wc -l) bytes differ"
 }
 
 # Last act of a test: nothing kept, nothing left, nothing complained about.

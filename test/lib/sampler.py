@@ -148,7 +148,8 @@ class Sampler:
         if rss > limit:
             self.violation(f"{who}: {rss} bytes mapped: over {limit}")
         # Zero pages are no memory: whether the server counts them does not matter.
-        if not rss - IN_FLIGHT <= resident <= present + IN_FLIGHT and inst["evictions"]["pages"]:
+        limbo = inst.get("limbo_bytes", 0)  # resident by our count, no longer mapped
+        if not rss - IN_FLIGHT <= resident <= present + limbo + IN_FLIGHT and inst["evictions"]["pages"]:
             self.violation(f"{who}: edm stat says {resident} resident, the kernel {rss} of memory"
                            f" and {present - rss} of zero pages")
 

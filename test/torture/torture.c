@@ -76,7 +76,8 @@ __attribute__((noreturn)) static void usage(const char *why)
 {
     fprintf(stderr,
             "torture: %s\nusage: torture [--seed N] [--threads N] [--seconds N] [--ops N]\n"
-            "  [--bytes SIZE] [--calls libc|raw|mixed] [--only OP,OP...] [--replay]\n"
+            "  [--bytes SIZE] [--calls libc|raw|mixed] [--only OP,OP...] [--without OP,OP...] "
+            "[--replay]\n"
             "--ops 0 (default): until the time is over; --ops counts each thread's operations\n"
             "--replay verifies everything after each operation: finds the first wrong one\n",
             why);
@@ -105,30 +106,38 @@ static enum calls_mode parse_calls(const char *text)
     usage("--calls is libc, raw or mixed");
 }
 
-static void enable_ops(void)
+static void enable_list(const char *names, bool on)
 {
     char list[512], *save, *name;
 
-    for (size_t i = 0; i < OPS; i++)
-        enabled[i] = !settings.only[0] || ops[i].run == op_map;
-    snprintf(list, sizeof(list), "%s", settings.only);
+    snprintf(list, sizeof(list), "%s", names);
     for (name = strtok_r(list, ",", &save); name; name = strtok_r(NULL, ",", &save)) {
         size_t i = 0;
 
         while (i < OPS && strcmp(ops[i].name, name) != 0)
             i++;
         if (i == OPS)
-            usage("--only names an unknown operation");
-        enabled[i] = true;
+            usage("--only or --without names an unknown operation");
+        enabled[i] = on;
     }
+}
+
+/* Some of --only's work needs memory, so map is always there. */
+static void enable_ops(void)
+{
+    for (size_t i = 0; i < OPS; i++)
+        enabled[i] = !settings.only[0] || ops[i].run == op_map;
+    enable_list(settings.only, true);
+    enable_list(settings.without, false);
 }
 
 static void parse_options(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"seed", 1, NULL, 's'},  {"threads", 1, NULL, 't'}, {"seconds", 1, NULL, 'd'},
-        {"bytes", 1, NULL, 'b'}, {"ops", 1, NULL, 'o'},     {"only", 1, NULL, 'l'},
-        {"calls", 1, NULL, 'c'}, {"replay", 0, NULL, 'r'},  {0}};
+    static const struct option options[] = {{"seed", 1, NULL, 's'},    {"threads", 1, NULL, 't'},
+                                            {"seconds", 1, NULL, 'd'}, {"bytes", 1, NULL, 'b'},
+                                            {"ops", 1, NULL, 'o'},     {"only", 1, NULL, 'l'},
+                                            {"calls", 1, NULL, 'c'},   {"replay", 0, NULL, 'r'},
+                                            {"without", 1, NULL, 'w'}, {0}};
     int c;
 
     settings.seed = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 32;
@@ -145,6 +154,8 @@ static void parse_options(int argc, char **argv)
             settings.ops = parse_number(optarg);
         else if (c == 'l')
             snprintf(settings.only, sizeof(settings.only), "%s", optarg);
+        else if (c == 'w')
+            snprintf(settings.without, sizeof(settings.without), "%s", optarg);
         else if (c == 'c')
             settings.calls = parse_calls(optarg);
         else if (c == 'r')

@@ -102,7 +102,7 @@ struct settings {
     unsigned seconds;
     enum calls_mode calls;
     bool replay;
-    char only[512];
+    char only[512], without[512];
 };
 extern struct settings settings;
 extern struct worker *workers;

@@ -238,6 +238,45 @@ static void require_ends_with_125(void **state)
     assert_int_equal(WEXITSTATUS(status), 125);
 }
 
+static void server_that_says_nothing(void **state)
+{
+    struct fake_request req = {.kind = FAKE_MUTE, .cmd = {.slot = 1}};
+    assert_true(fake_server_ask(&req));
+    pid_t pid = fork();
+    if (!pid) {
+        close(2);
+        uint64_t before = lpet_now_ms();
+        attach_now();
+        uint64_t took = lpet_now_ms() - before;
+        _exit(atomic_load(&shim_state->attach_state) == SHIM_UNMANAGED && took > 9000 &&
+                      took < 20000
+                  ? 0
+                  : 1);
+    }
+    assert_int_equal(child_status(pid), 0);
+    req.kind = FAKE_MUTE;
+    req.cmd.slot = 0;
+    assert_true(fake_server_ask(&req));
+}
+
+/* State that the kernel did not wipe, as before there is an arena: nothing hangs in the child. */
+static void forks_before_there_is_an_arena(void **state)
+{
+    struct shim_state *wiped = shim_state;
+    shim_state = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    pid_t pid = fork();
+    if (!pid) {
+        alarm(20);
+        pid_t inner = fork();
+        if (!inner)
+            _exit(atomic_load(&shim_state->attach_state) || atomic_load(&shim_state->ops_owner));
+        _exit(child_status(inner) != 0);
+    }
+    assert_int_equal(child_status(pid), 0);
+    munmap(shim_state, PAGE);
+    shim_state = wiped;
+}
+
 static void probe_finds_the_server(void **state)
 {
     char err[200] = "";
@@ -710,6 +749,8 @@ int main(void)
         cmocka_unit_test(limit_too_small_for_the_lpet),
         cmocka_unit_test(nobody_answers),
         cmocka_unit_test(require_ends_with_125),
+        cmocka_unit_test(server_that_says_nothing),
+        cmocka_unit_test(forks_before_there_is_an_arena),
         cmocka_unit_test(probe_finds_the_server),
         cmocka_unit_test(attaches_without_using_our_descriptors),
         cmocka_unit_test(move_takes_contents_out),
