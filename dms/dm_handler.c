@@ -419,12 +419,16 @@ static void waiters_retry(struct instance *in)
 static int msgs_handle(struct instance *in)
 {
     struct uffd_msg msgs[MSGS];
+    if (in->chan)
+        in->cmd_limit = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE);
     int n = uffd_read(in->uffd, msgs, MSGS);
     uint64_t now = n ? now_ns() : 0;
     /* faults are read before older events: apply the events first, then look pages up */
+    in->in_batch = true;
     for (int i = 0; i < n; i++)
         if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
             event_handle(in, &msgs[i]);
+    in->in_batch = false;
     for (int i = 0; i < n; i++) {
         if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
             continue;

@@ -291,7 +291,8 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
         return;
     struct page *p = spt_page(&in->spt, id);
     struct chunk *c = spt_chunk_of(&in->spt, id);
-    if (t->at[i] != SPT_NONE && !(o->moved & bit) && is_present(in, spt_addr(&in->spt, id))) {
+    if (t->at[i] != SPT_NONE && (t->kind == EDM_CMD_COPY || !(o->moved & bit)) &&
+        is_present(in, spt_addr(&in->spt, id))) {
         /* it had been moved away before the LPET came */
         spt_set(c, p, PAGE_NEW);
         if (p->flags & PF_DISCARD)
@@ -348,6 +349,8 @@ bool evict_complete(struct instance *in)
     if (!in->chan)
         return false;
     uint32_t tail = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE);
+    if (in->in_batch) /* the REMOVE of a later one may be in the batch, not applied yet */
+        tail = in->cmd_limit;
     if (tail - in->cmd_seen > in->cmd_head - in->cmd_seen)
         tail = in->cmd_seen; /* nonsense from the instance: it harms itself only */
     bool any = in->cmd_seen != tail;

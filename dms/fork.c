@@ -6,8 +6,12 @@
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* A child's page while its parent's is on the way out. */
 static void page_follow(struct instance *parent, struct instance *child, struct chunk *c,
@@ -68,8 +72,20 @@ void fork_follow(struct instance *parent, uint32_t tag, bool left, const void *c
     }
 }
 
-/* What page i of a parent's chunk is in the child. paused: the LPET stands still, so pages that
- * have an outstanding command have not left. */
+/* The LPET has not come to this command yet. */
+static bool command_waits(const struct instance *in, uint32_t tag)
+{
+    uint32_t tail = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE);
+    uint32_t slot = tag / EDM_CMD_PAGES, number = in->cmd_seen;
+    while (number != in->cmd_head && number % EDM_CHAN_CMDS != slot)
+        number++;
+    return (int32_t)(number - tail) >= 0;
+}
+
+/*
+ * What page i of a parent's chunk is in the child. paused: the LPET stands still, so pages whose
+ * command it has not begun have not left; those whose command is done but not looked at have.
+ */
 static void page_inherit(struct instance *parent, struct instance *child, struct chunk *c,
                          const struct page *from, uint32_t i, bool paused)
 {
@@ -90,7 +106,7 @@ static void page_inherit(struct instance *parent, struct instance *child, struct
     case PAGE_EVICTING:
         if (from->flags & PF_DISCARD)
             break;
-        if (paused)
+        if (paused && command_waits(parent, from->link.next))
             page_make_resident(child, c, id, false);
         else
             page_follow(parent, child, c, id, from->link.next);
@@ -149,6 +165,14 @@ static void register_all(struct instance *in)
         uffd_register(in->uffd, start, end - start, mode);
 }
 
+/* The thread that forked waits for this before the LPET may run again. */
+static void fork_announce(struct instance *parent)
+{
+    uint32_t *word = &parent->chan->fork_seq;
+    __atomic_fetch_add(word, 1, __ATOMIC_ACQ_REL);
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
 struct instance *instance_from_fork(struct instance *parent, int uffd)
 {
     const struct edm_chan *chan = parent->chan;
@@ -180,5 +204,7 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
     instance_publish(child);
     if (err)
         edm_error("a forked child of pid %d is served in part: %s", parent->pid, strerror(-err));
+    if (chan)
+        fork_announce(parent);
     return child;
 }

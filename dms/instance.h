@@ -121,6 +121,8 @@ struct instance {
     int pin_all;   /* mlockall: nothing is evicted while > 0 */
     bool detached; /* everything is back and unregistered */
     uint32_t cmd_head, cmd_seen;
+    uint32_t cmd_limit; /* while a batch of events is applied: commands done before it was read */
+    bool in_batch;
     uint32_t busy_streak; /* pages the LPET could not take since the last that it could */
     uint64_t busy_ns;
     struct waiter *waiters;

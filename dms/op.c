@@ -190,9 +190,12 @@ static int op_flag(struct instance *in, const struct edm_op *op, uint8_t flag)
 {
     uint64_t end = op->start + op->len;
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
-        struct chunk *c = spt_chunk(&in->spt, a, true);
-        if (!c)
-            return -ENOMEM;
+        bool arena = a - in->arena_start < in->arena_len;
+        struct chunk *c = spt_chunk(&in->spt, a, arena);
+        if (!c) {
+            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
+            continue;
+        }
         struct page *p = &c->pages[spt_index(a)];
         p->flags = op->arg ? p->flags | flag : p->flags & (uint8_t)~flag;
     }

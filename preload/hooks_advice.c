@@ -98,18 +98,30 @@ static long advise_piece(uint64_t addr, uint64_t len, int advice)
     }
 }
 
+/* Memory that mremap took out of the arena is still the server's: it must know who inherits it. */
+static long advise_outside(uint64_t addr, uint64_t len, int advice)
+{
+    long ret = sys_madvise(addr, len, advice);
+    bool wipe = advice == MADV_WIPEONFORK || advice == MADV_KEEPONFORK;
+    bool away = advice == MADV_DONTFORK || advice == MADV_DOFORK;
+    if (!ret && (wipe || away) && managed_attached())
+        ops_request(wipe ? EDM_OP_WIPEONFORK : EDM_OP_DONTFORK, addr, PAGE_UP(len),
+                    advice == MADV_WIPEONFORK || advice == MADV_DONTFORK);
+    return ret;
+}
+
 long managed_madvise(uint64_t addr, uint64_t len, int advice)
 {
     uint64_t end = addr + PAGE_UP(len);
     if (!IS_PAGE_ALIGNED(addr) || end <= addr || !arena_overlaps(addr, end - addr))
-        return sys_madvise(addr, len, advice);
+        return advise_outside(addr, len, advice);
     bool holes = false;
     while (addr < end) {
         bool inside;
         struct arena_piece p = {.end = managed_part(addr, end, &inside)};
         long ret;
         if (!inside || (managed_piece(addr, p.end, &p) && (p.state & ARENA_FOREIGN)))
-            ret = sys_madvise(addr, p.end - addr, advice);
+            ret = advise_outside(addr, p.end - addr, advice);
         else if (p.state & ARENA_TAKEN)
             ret = advise_piece(addr, p.end - addr, advice);
         else { /* free arena is a hole; bad advice comes first */

@@ -12,11 +12,13 @@
 int __real_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
 int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
 
-static bool fork_attached; /* of the one thread inside fork */
+static bool fork_attached; /* of the one thread inside fork, as is: */
+static uint32_t fork_seq;
 
 static void lpet_hold(struct edm_chan *c)
 {
     c->fork_tid = (uint32_t)sys_gettid();
+    fork_seq = __atomic_load_n(&c->fork_seq, __ATOMIC_ACQUIRE);
     __atomic_store_n(&c->fork_hold, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&c->lpet_busy, __ATOMIC_SEQ_CST) &&
            __atomic_load_n(&c->lpet_tid, __ATOMIC_RELAXED)) {
@@ -43,14 +45,25 @@ static void fork_prepare(void)
         lpet_hold(atomic_load(&shim_state->chan));
 }
 
+/*
+ * Until the server has applied the fork, nothing may be evicted: it would count as the child's,
+ * too. Bounded: a fork that failed is not announced, and then nothing depends on it.
+ */
+static void fork_settle(struct edm_chan *c)
+{
+    const struct timespec tick = {.tv_nsec = 20 * 1000 * 1000};
+    if (__atomic_load_n(&c->fork_seq, __ATOMIC_ACQUIRE) == fork_seq)
+        sys_futex_wait(&c->fork_seq, fork_seq, &tick, 0);
+}
+
 static void fork_parent(void)
 {
     if (!shim_state || !shim_config.enabled)
         return;
-    if (fork_attached) /* what is evicted from now on is not the child's any more */
-        ops_request(EDM_OP_SYNC, 0, 0, 0);
-    if (fork_attached)
+    if (fork_attached) {
+        fork_settle(atomic_load(&shim_state->chan));
         lpet_release(atomic_load(&shim_state->chan));
+    }
     arena_unlock_after_fork();
     attach_unblock();
     ops_unlock_after_fork();

@@ -11,7 +11,8 @@
 #include <errno.h>
 
 #define PUBLIC __attribute__((visibility("default")))
-#define HINT_LOW (1ull << 32)    /* addresses below are wanted for themselves */
+#define HINT_LOW (1ull << 32) /* addresses below are wanted for themselves */
+#define EARLY_BYTES (1ull << 20)
 #define HINT_BYTES (64ull << 20) /* mappings from here on are managed rather than placed */
 
 #ifndef MAP_TYPE
@@ -173,6 +174,14 @@ static long map_noreplace(uint64_t addr, uint64_t len, int prot, int flags, int 
     return ret;
 }
 
+/* Most commands map little or nothing; the first of it is not worth reserving the arena. */
+static bool is_early(uint64_t size)
+{
+    static atomic_uint_fast64_t sum;
+    return !arena_len() && size <= EARLY_BYTES / 4 &&
+           atomic_fetch_add(&sum, size) + size <= EARLY_BYTES;
+}
+
 long managed_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t off,
                   uint32_t manage)
 {
@@ -187,7 +196,8 @@ long managed_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int6
             return map_noreplace(addr, size, prot, flags, fd, off);
         return map_fixed(addr, size, prot, flags, fd, off);
     }
-    if (!(shim_config.settings.manage & manage) || !can_manage(prot, flags) || !managed_open())
+    if (!(shim_config.settings.manage & manage) || !can_manage(prot, flags) || is_early(size) ||
+        !managed_open())
         return sys_mmap(addr, len, prot, flags, fd, off);
     return map_anywhere(addr, size, prot, flags, manage == EDM_MANAGE_MMAP);
 }

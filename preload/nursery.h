@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define NURSERY_BYTES (1ul << 20)
+#define NURSERY_BYTES (2ul << 20)
 #define NURSERY_MOST (256ul << 10) /* larger requests open jemalloc at once */
 
 extern char nursery_memory[NURSERY_BYTES];

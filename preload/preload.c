@@ -5,6 +5,7 @@
 #include "../config/log.h"
 #include "managed.h"
 #include "nursery.h"
+#include "settings.h"
 #include "shim.h"
 #include "sys.h"
 #include <errno.h>
@@ -142,8 +143,7 @@ static uint64_t effective_threshold(void)
 static void read_settings(void)
 {
     char err[512];
-    const struct edm_config_request none = {0};
-    if (edm_config_load(&shim_config.config, &none, err, sizeof(err)))
+    if (settings_load(&shim_config.config, err, sizeof(err)))
         die("%s", err);
     const char *token = getenv("EDM_RUN_TOKEN");
     if (token)

@@ -198,6 +198,7 @@ struct edm_chan {
     /* fork: prepare sets hold, then waits while lpet_busy is 1; parent handler clears and wakes */
     _Alignas(64) uint32_t fork_hold; /* futex */
     uint32_t fork_tid;               /* thread inside fork */
+    uint32_t fork_seq;               /* futex; server: +1 when a FORK event is applied */
 
     /* operations of the hooks */
     _Alignas(64) uint32_t op_bell; /* futex; +1 and wake after an op became REQUEST */

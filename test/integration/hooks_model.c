@@ -394,6 +394,9 @@ int main(int argc, char **argv)
     if (argc > 1)
         seed = strtoull(argv[1], NULL, 0) * 2654435761ul + 88172645463325252ul;
     long steps = argc > 2 ? atol(argv[2]) : 20000;
+    /* The first small mappings of a process are not managed: have more. */
+    if (mmap(NULL, 4ul << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+        abort();
     make_file();
     for (long i = 0; i < steps; i++) {
         what[below(sizeof(what) / sizeof(what[0]))]();

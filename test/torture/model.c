@@ -1,6 +1,8 @@
 #include "torture.h"
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -354,6 +356,54 @@ static void history_print(const struct worker *w, uint64_t addr)
     }
 }
 
+/* One line of fd, without its end; no malloc, since this may be the child of a raw clone. */
+static bool read_line(int fd, char *line, size_t size)
+{
+    static char buf[4096];
+    static ssize_t have, at;
+    size_t n = 0;
+
+    for (;;) {
+        if (at == have) {
+            have = read(fd, buf, sizeof(buf));
+            at = 0;
+            if (have <= 0) {
+                have = 0;
+                return false;
+            }
+        }
+        if (buf[at] == '\n')
+            break;
+        if (n + 1 < size)
+            line[n++] = buf[at];
+        at++;
+    }
+    at++;
+    line[n] = 0;
+    return true;
+}
+
+/* What the kernel says is mapped at addr. */
+static void mapping_print(uint64_t addr)
+{
+    int fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+    bool here = false;
+    char line[512];
+
+    while (fd >= 0 && read_line(fd, line, sizeof(line))) {
+        unsigned long start, end;
+
+        if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+            here = addr >= start && addr < end;
+        else if (strncmp(line, "Rss:", 4) != 0 && strncmp(line, "VmFlags:", 8) != 0)
+            continue;
+        if (here)
+            say("#   mapping: %s\n", line);
+    }
+    if (fd >= 0)
+        close(fd);
+}
+
 void torture_fail(struct worker *w, uint64_t addr, const char *fmt, ...)
 {
     char why[400];
@@ -364,6 +414,8 @@ void torture_fail(struct worker *w, uint64_t addr, const char *fmt, ...)
     va_end(ap);
     say("not ok torture: %s\n#   seed %lu worker %u op %lu pid %d%s; newest operation first:\n",
         why, settings.seed, w->index, w->ops, (int)getpid(), w->in_child ? " (forked child)" : "");
+    if (addr)
+        mapping_print(addr);
     history_print(w, addr ? addr & ~(PAGE - 1) : 0);
     if (getenv("TORTURE_STOP")) /* for a debugger */
         kill(getpid(), SIGSTOP);
