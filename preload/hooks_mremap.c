@@ -42,13 +42,16 @@ static long move_range(uint64_t from, uint64_t to, uint64_t len)
 static long move_noted(uint64_t from, uint64_t to, uint64_t len)
 {
     struct ops_guard g;
-    struct edm_op *op = managed_attached() ? ops_request_open(EDM_OP_UNLEASE, from, len, 0) : NULL;
+    bool attached = managed_attached();
+    /* nothing is on its way out of the source, nor out of what was at the destination before */
+    struct edm_op *src = attached ? ops_request_open(EDM_OP_UNLEASE, from, len, 0) : NULL;
+    struct edm_op *dst = attached ? ops_request_open(EDM_OP_UNLEASE, to, len, 0) : NULL;
     ops_enter(&g);
     ops_note(&g, EDM_OP_REMAP, from, len, to);
     long ret = move_range(from, to, len);
     ops_leave(&g);
-    if (op)
-        ops_close(op);
+    ops_close(dst);
+    ops_close(src);
     return ret;
 }
 
@@ -209,6 +212,10 @@ static long move_by_copy(const struct remap *r)
         if (!(p.prot & PROT_READ))
             sys_mprotect(at, n, p.prot);
         managed_mprotect(to, n, p.prot, -1);
+        if (p.state & ARENA_WIPE)
+            managed_madvise(to, n, MADV_WIPEONFORK);
+        if (p.state & ARENA_DONTFORK)
+            managed_madvise(to, n, MADV_DONTFORK);
         prot = p.prot;
     }
     if (r->new_len > r->old_len)

@@ -14,6 +14,9 @@
  * which can crash when the program unmaps the range at that moment.
  */
 
+/* ASan's work before a call that does not return needs a thread of libc's. */
+#define LPET_BARE __attribute__((no_sanitize_address))
+
 #define LPET_AGAIN_MAX 64 /* EAGAINs on one page before it is left alone as busy */
 
 static uint64_t mask_of(uint32_t first, uint32_t n)
@@ -246,9 +249,10 @@ static void cmd_copy(struct lpet *l, struct edm_cmd *cmd, uint32_t slot, uint64_
         uint32_t end = i;
         while (end < n && ((moved | zero) & (1ull << end)))
             end++;
+        /* an error may come after part of the run has gone */
         if (end > i && sys_is_error(sys_madvise(addr + i * EDM_PAGE_SIZE, (end - i) * EDM_PAGE_SIZE,
                                                 MADV_DONTNEED)))
-            failed |= mask_of(i, end - i);
+            failed |= pages_there(l, addr + i * EDM_PAGE_SIZE, end - i) << i;
         i = end + 1;
     }
     cmd->moved = moved & ~failed;
@@ -379,7 +383,7 @@ static int program_stderr(const struct lpet *l)
     return (int)fd;
 }
 
-__attribute__((noreturn)) static void end_program(const struct lpet *l, uint32_t seconds)
+__attribute__((noreturn)) LPET_BARE static void end_program(const struct lpet *l, uint32_t seconds)
 {
     struct lpet_text t = {.len = 0};
     lpet_text_put(&t, "edm: the server is gone and none took over in ");
@@ -403,7 +407,7 @@ __attribute__((noreturn)) static void end_program(const struct lpet *l, uint32_t
 }
 
 /* Nothing may return zeros or hang past the limit: pages that only the server has cannot be had. */
-static void server_lost(struct lpet *l)
+LPET_BARE static void server_lost(struct lpet *l)
 {
     const struct edm_settings *s = &shim_config.settings;
     uint64_t until = lpet_now_ms() + s->reconnect_timeout_ms;
@@ -456,7 +460,7 @@ static bool exit_posted(const struct edm_chan *c)
     return false;
 }
 
-static void loop(struct lpet *l)
+LPET_BARE static void loop(struct lpet *l)
 {
     struct pollfd fds[2] = {{.fd = l->cmd_fd, .events = POLLIN},
                             {.fd = l->socket_fd, .events = POLLIN}};
@@ -498,7 +502,7 @@ static void stderr_note(struct lpet *l)
     l->err_ino = st.st_ino;
 }
 
-static int lpet_main(void *arg)
+LPET_BARE static int lpet_main(void *arg)
 {
     struct lpet *l = arg;
     stderr_note(l);

@@ -9,8 +9,8 @@
 #include "shim.h"
 #include "sys.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
-#include <link.h>
 #include <linux/sysinfo.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -32,7 +32,9 @@ static union {
 } state_page __attribute__((aligned(4096)));
 struct shim_state *shim_state = &state_page.state;
 
-static char own_path[PATH_MAX]; /* of this library */
+/* Linked without the compiler's start files (their destructor only costs): what atfork needs. */
+extern void *__dso_handle __attribute__((visibility("hidden")));
+void *__dso_handle = &__dso_handle;
 extern const char __ehdr_start[] __attribute__((visibility("hidden")));
 
 __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *fmt, ...)
@@ -49,31 +51,48 @@ __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *fmt,
     sys_exit_group(EXIT_EDM);
 }
 
-static int note_own_path(struct dl_phdr_info *info, size_t size, void *arg)
+/* The line of /proc/self/maps in buf (without its newline) that holds our own code: its path. */
+static bool line_path(const char *line, char *path, size_t len)
 {
-    if (info->dlpi_addr != (ElfW(Addr))__ehdr_start)
-        return 0;
-    if (strlen(info->dlpi_name) < sizeof(own_path))
-        strcpy(own_path, info->dlpi_name);
-    return 1;
+    uint64_t start = 0, end = 0, *v = &start;
+    for (; *line && *line != ' '; line++) {
+        if (*line == '-')
+            v = &end;
+        else
+            *v = *v << 4 | (uint64_t)(*line <= '9' ? *line - '0' : *line - 'a' + 10);
+    }
+    if ((uint64_t)__ehdr_start < start || (uint64_t)__ehdr_start >= end)
+        return false;
+    const char *name = strchr(line, '/');
+    if (!name || strlen(name) >= len)
+        return false;
+    strcpy(path, name);
+    return true;
 }
 
-/* LD_PRELOAD may be relative; the program may change its directory before we attach. */
-static void find_own_path(void)
+/* Where this library was loaded from, however LD_PRELOAD named it. */
+static bool find_own_path(char *path, size_t len)
 {
-    char cwd[PATH_MAX / 2];
-    dl_iterate_phdr(note_own_path, NULL);
-    if (!own_path[0] || own_path[0] == '/')
-        return;
-    size_t n = strlen(own_path);
-    long len = sys_call3(SYS_getcwd, (long)cwd, sizeof(cwd), 0);
-    if (len <= 0 || (size_t)len + n >= sizeof(own_path)) {
-        own_path[0] = 0;
-        return;
+    char buf[1024], line[PATH_MAX + 128];
+    size_t n = 0;
+    bool found = false;
+    long got;
+    int fd = (int)sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return false;
+    while (!found && (got = sys_read(fd, buf, sizeof(buf))) > 0) {
+        for (long i = 0; i < got && !found; i++) {
+            line[n] = buf[i] == '\n' ? 0 : buf[i];
+            if (!line[n]) {
+                found = line_path(line, path, len);
+                n = 0;
+            } else if (n < sizeof(line) - 1) {
+                n++;
+            }
+        }
     }
-    memmove(own_path + len, own_path, n + 1);
-    memcpy(own_path, cwd, (size_t)len - 1);
-    own_path[len - 1] = '/';
+    sys_close(fd);
+    return found;
 }
 
 void shim_find_server(void)
@@ -81,12 +100,10 @@ void shim_find_server(void)
     /* From the library's folder: in the build tree, and installed with or without a triplet. */
     static const char *const places[] = {"../dms/edm-dms", "../../bin/edm-dms", "../bin/edm-dms",
                                          "edm-dms"};
-    char path[sizeof(own_path)];
-    strcpy(path, own_path);
-    char *name = strrchr(path, '/');
-    if (!name || shim_config.dms_path[0])
+    char path[PATH_MAX + 64];
+    if (shim_config.dms_path[0] || !find_own_path(path, PATH_MAX))
         return;
-    name++;
+    char *name = strrchr(path, '/') + 1;
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
         if ((size_t)(name - path) + strlen(places[i]) >= sizeof(shim_config.dms_path))
             continue;
@@ -145,7 +162,7 @@ static void read_settings(void)
     char err[512];
     if (settings_load(&shim_config.config, err, sizeof(err)))
         die("%s", err);
-    const char *token = getenv("EDM_RUN_TOKEN");
+    const char *token = settings_env("EDM_RUN_TOKEN");
     if (token)
         shim_config.run_token = strtoull(token, NULL, 0);
     sys_call3(SYS_prctl, PR_GET_NAME, (long)shim_config.command, 0);
@@ -154,7 +171,7 @@ static void read_settings(void)
 
 __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
 {
-    const char *disable = getenv("EDM_DISABLE");
+    const char *disable = settings_env("EDM_DISABLE");
     char err[240] = "";
 
     if ((disable && *disable && strcmp(disable, "0") != 0) || getauxval(AT_SECURE))
@@ -163,11 +180,12 @@ __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
     if (shim_config.config.server == EDM_SERVER_OFF)
         return;
     /* Settings of the log are needed before the first thing that may be said. */
-    int ret = edm_log_init("edm", shim_config.config.log_level, shim_config.config.log_file);
+    const struct edm_config *c = &shim_config.config;
+    int ret = 0;
+    if (c->log_level != EDM_LOG_WARNING || c->log_file[0]) /* else it is as it has to be */
+        ret = edm_log_init("edm", c->log_level, c->log_file);
     if (ret)
-        die("log_file = \"%s\": %s: give a file that can be written", shim_config.config.log_file,
-            strerror(-ret));
-    find_own_path();
+        die("log_file = \"%s\": %s: give a file that can be written", c->log_file, strerror(-ret));
     shim_config.threshold = effective_threshold();
     attach_init();
     if (shim_config.config.server == EDM_SERVER_REQUIRE) {

@@ -8,6 +8,27 @@
 /* Generated: what edm_config_load gives without file and environment (settings_defaults.c). */
 extern const unsigned char settings_defaults[sizeof(struct edm_config)];
 
+static bool begins(const char *s, const char *with)
+{
+    while (*with && *s == *with)
+        s++, with++;
+    return !*with;
+}
+
+const char *settings_env(const char *name)
+{
+    for (char **e = environ; e && *e; e++) {
+        if (**e != *name || !begins(*e, name))
+            continue;
+        const char *rest = *e;
+        for (const char *n = name; *n; n++)
+            rest++;
+        if (*rest == '=')
+            return rest + 1;
+    }
+    return NULL;
+}
+
 static bool exists(const char *path)
 {
     return sys_call3(SYS_access, (long)path, F_OK, 0) == 0;
@@ -17,7 +38,7 @@ static bool exists(const char *path)
 static bool has_file(void)
 {
     char path[512];
-    const char *home = getenv("HOME");
+    const char *home = settings_env("HOME");
     if (exists("/etc/edm/edm.conf"))
         return true;
     if (!home || !*home)
@@ -34,7 +55,7 @@ static bool has_file(void)
 static bool has_variable(void)
 {
     for (char **e = environ; e && *e; e++)
-        if (!strncmp(*e, "EDM_", 4) && strncmp(*e, "EDM_RUN_TOKEN=", 14) != 0)
+        if (begins(*e, "EDM_") && !begins(*e, "EDM_RUN_TOKEN="))
             return true;
     return false;
 }
@@ -42,9 +63,9 @@ static bool has_variable(void)
 /* The one default that depends on who and where we are. */
 static void default_socket(char *buf, size_t len)
 {
-    const char *dir = getenv("XDG_RUNTIME_DIR");
+    const char *dir = settings_env("XDG_RUNTIME_DIR");
     static const char name[] = "/edm/dms.sock";
-    uid_t uid = geteuid();
+    uid_t uid = (uid_t)sys_call3(SYS_geteuid, 0, 0, 0);
     if (uid == 0)
         strcpy(buf, "/run/edm/dms.sock");
     else if (dir && *dir == '/' && strlen(dir) + sizeof(name) <= len)

@@ -10,4 +10,7 @@
  */
 int settings_load(struct edm_config *c, char *err, size_t errlen);
 
+/* getenv, without binding a function of libc for it. */
+const char *settings_env(const char *name);
+
 #endif

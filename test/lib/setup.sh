@@ -90,7 +90,8 @@ steps_run() {
         else
             result FAILED "$s" "$(bc <<<"$EPOCHREALTIME - $start")" "log $RESULTS/$s.log"
             tail -40 "$RESULTS/$s.log" | sed 's/^/    | /'
-            [[ $s == format || $s == build.warnings ]] || return
+            [[ $s == format || $s == build.warnings ]] || return 1
         fi
     done
+    return 0
 }

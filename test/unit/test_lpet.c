@@ -147,7 +147,7 @@ static int count_fds(void)
 
 static void programs_that_attach_and_end(void **state)
 {
-    for (int i = 0; i < 300; i++) {
+    for (int i = 0; i < 150; i++) {
         pid_t pid = fork();
         if (!pid) {
             attach_now();
@@ -551,7 +551,7 @@ static void commands_in_a_storm_of_unmaps(void **state)
     uint64_t moved = 0, other = 0;
     for (int i = 0; i < 3; i++)
         pthread_create(&t[i], NULL, storm_thread, p + i * 21 * (long)PAGE);
-    for (int i = 0; i < 4000; i++) {
+    for (int i = 0; i < 1500; i++) {
         struct edm_cmd c =
             command_of(1, i % 3 ? EDM_CMD_MOVE : EDM_CMD_COPY, p, 64, 0, EDM_CMD_POSTED);
         assert_once(&c);
