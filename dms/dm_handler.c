@@ -252,9 +252,12 @@ static int fault_leased(struct instance *in, const struct waiter *w, struct chun
     return fault_done(in, w);
 }
 
+/* Write-protected: by us, while it is copied out; else a fork or a failed eviction left it so. */
 static int fault_protected(struct instance *in, const struct waiter *w, const struct page *p)
 {
-    if (p && p->state == PAGE_EVICTING)
+    bool copied = in->chan && p->state == PAGE_EVICTING && w->tid != in->chan->lpet_tid &&
+                  in->tracks[p->link.next / EDM_CMD_PAGES].kind == EDM_CMD_COPY;
+    if (copied)
         return fault_wait(WAIT_OUTCOME);
     int err = uffd_protect(in->uffd, w->addr, EDM_PAGE_SIZE, false);
     return err ? fault_error(in, w, err) : fault_done(in, w);

@@ -84,6 +84,7 @@ static void fork_child(void)
         return;
     state_reset();
     arena_unlock_after_fork();
+    arena_set_state(arena_start(), arena_len(), ARENA_LOCKED, 0); /* a child inherits no mlock */
     attach_after_fork(fork_attached);
     ops_unlock_after_fork();
 }

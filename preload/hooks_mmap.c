@@ -110,13 +110,13 @@ static long fixed_foreign(uint64_t addr, uint64_t len, int prot, int flags, int 
 {
     struct ops_guard g;
     managed_drop_state(addr, len);
+    arena_claim(addr, len); /* first: a fork in between must not find it free */
     ops_enter(&g);
     ops_note(&g, EDM_OP_UNMAP, addr, len, 0);
     long ret = sys_mmap(addr, len, prot, (flags & ~MAP_FIXED_NOREPLACE) | MAP_FIXED, fd, off);
     ops_leave(&g);
     if (sys_is_error(ret))
         return ret;
-    arena_claim(addr, len);
     arena_set_state(addr, len, ARENA_SPECIAL, ARENA_FOREIGN | ARENA_MARKED);
     arena_protect(addr, len, prot);
     return ret;
