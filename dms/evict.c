@@ -395,12 +395,10 @@ static bool drain_page(struct instance *in, uint32_t ring, bool force)
     if (p->handle && store_same(p->handle, p->version, data)) {
         in->stats.evicted_clean++;
     } else {
-        uint8_t copy[EDM_PAGE_SIZE]; /* the instance can write the ring: hash what is stored */
         store_handle h;
         uint32_t version = page_next_version();
-        memcpy(copy, data, sizeof(copy));
         page_drop_handle(p);
-        in->store_refused = store_put(copy, version, force, &h) != 0;
+        in->store_refused = store_put(data, version, force, &h) != 0;
         if (in->store_refused)
             return false;
         p->handle = h;

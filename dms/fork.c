@@ -97,6 +97,10 @@ static void page_inherit(struct instance *parent, struct instance *child, struct
         child->foreign = true;
         return;
     }
+    if (from->pins == PINS_FOR_GOOD) { /* mlock is not inherited, what a mutex needs is */
+        p->pins = PINS_FOR_GOOD;
+        c->pinned++;
+    }
     if (from->flags & PF_WIPE)
         return;
     switch (from->state) {

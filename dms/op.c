@@ -137,23 +137,23 @@ static int op_refreshed(struct instance *in, const struct edm_op *op)
     return err;
 }
 
-static void page_pin(struct instance *in, struct chunk *c, uint32_t i)
+static void page_pin(struct instance *in, struct chunk *c, uint32_t i, bool for_good)
 {
     struct page *p = &c->pages[i];
-    if (p->pins == UINT8_MAX)
+    if (p->pins == PINS_FOR_GOOD)
         return;
     if (p->pins == 0 && p->state == PAGE_RESIDENT) {
         page_unlist(in, spt_id(c, i));
         in->budget.pinned++;
     }
     c->pinned += p->pins == 0;
-    p->pins++;
+    p->pins = for_good || p->pins + 1 == PINS_FOR_GOOD ? PINS_FOR_GOOD : p->pins + 1;
 }
 
 static void page_unpin(struct instance *in, struct chunk *c, uint32_t i)
 {
     struct page *p = &c->pages[i];
-    if (p->pins == 0 || p->pins == UINT8_MAX || --p->pins)
+    if (p->pins == 0 || p->pins == PINS_FOR_GOOD || --p->pins)
         return;
     c->pinned--;
     if (p->state == PAGE_RESIDENT) {
@@ -179,7 +179,7 @@ static int op_pin(struct instance *in, const struct edm_op *op)
         while (pin && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
             let_go(in);
         if (pin)
-            page_pin(in, c, spt_index(a));
+            page_pin(in, c, spt_index(a), op->arg == 1);
         else
             page_unpin(in, c, spt_index(a));
     }

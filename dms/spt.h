@@ -43,13 +43,15 @@ struct link {
     uint32_t prev, next;
 };
 
+#define PINS_FOR_GOOD UINT8_MAX
+
 struct page {
     struct link link;
     store_handle handle; /* STORED: where; RESIDENT, LIMBO: an older copy that may still be right */
     uint32_t version;
     uint8_t state;   /* enum page_state */
     uint8_t flags;   /* enum page_flag */
-    uint8_t pins;    /* never evicted while > 0 */
+    uint8_t pins;    /* never evicted while > 0; PINS_FOR_GOOD: a child's, too */
     uint8_t removes; /* COPY eviction: REMOVE events that covered it (KERNEL.md 7) */
 };
 

@@ -40,12 +40,19 @@ static uint32_t used_lo = UINT32_MAX, used_hi;
 
 static atomic_uint lock; /* futex: 0 free, 1 held, 2 held and waited for */
 static uint64_t fork_sigmask;
+static atomic_bool leave_signals;
+
+void arena_leave_signals(void)
+{
+    atomic_store(&leave_signals, true);
+}
 
 /* Signals stay blocked while it is held: a handler may call mmap too. */
 static uint64_t arena_lock(void)
 {
     uint64_t all = SIG_ALL, old = 0;
-    sys_sigprocmask(0 /* SIG_BLOCK */, &all, &old);
+    if (!atomic_load(&leave_signals))
+        sys_sigprocmask(0 /* SIG_BLOCK */, &all, &old);
     uint32_t seen = 0;
     if (!atomic_compare_exchange_strong(&lock, &seen, 1)) {
         while (atomic_exchange(&lock, 2) != 0)
@@ -58,7 +65,8 @@ static void arena_unlock(uint64_t sigmask)
 {
     if (atomic_exchange(&lock, 0) == 2)
         sys_futex_wake(&lock, 1, FUTEX_PRIVATE_FLAG);
-    sys_sigprocmask(2 /* SIG_SETMASK */, &sigmask, NULL);
+    if (!atomic_load(&leave_signals))
+        sys_sigprocmask(2 /* SIG_SETMASK */, &sigmask, NULL);
 }
 
 /* ---- the treap ---- */
@@ -216,12 +224,12 @@ static void piece_join(uint32_t page)
     tree_fix(root, nodes[l].start);
 }
 
-static void piece_count(uint32_t attr, uint64_t pages, int sign)
+static void piece_count(uint32_t attr, uint32_t pages, bool add)
 {
     if (attr & ARENA_TAKEN)
-        taken_pages += sign * pages;
+        taken_pages += add ? pages : -(uint64_t)pages;
     if ((attr & ATTR_PROT) && !(attr & ARENA_FOREIGN))
-        accessible_pages += sign * pages;
+        accessible_pages += add ? pages : -(uint64_t)pages;
 }
 
 enum which { PIECES_ALL, PIECES_TAKEN };
@@ -240,9 +248,9 @@ static void pieces_change(uint32_t from, uint32_t to, uint32_t clear, uint32_t s
             continue;
         if (which == PIECES_TAKEN && !(s->attr & ARENA_TAKEN))
             continue;
-        piece_count(s->attr, s->end - s->start, -1);
+        piece_count(s->attr, s->end - s->start, false);
         s->attr = (s->attr & ~clear) | set;
-        piece_count(s->attr, s->end - s->start, 1);
+        piece_count(s->attr, s->end - s->start, true);
         tree_fix(root, s->start);
     }
     piece_join(from);

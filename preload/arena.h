@@ -48,6 +48,7 @@ void arena_unmark(uint64_t addr, uint64_t len);
 #define ARENA_LOCKED 8u    /* mlock: pinned while attached */
 #define ARENA_WIPE 16u     /* MADV_WIPEONFORK */
 #define ARENA_DONTFORK 32u /* MADV_DONTFORK */
+#define ARENA_PINNED 64u   /* holds what the kernel must find resident; in children, too */
 
 struct arena_piece {
     uint64_t start, end; /* addresses */
@@ -61,6 +62,10 @@ void arena_protect(uint64_t addr, uint64_t len, int prot);
 void arena_set_state(uint64_t addr, uint64_t len, uint32_t clear, uint32_t set);
 /* Taken bytes that are not PROT_NONE and not foreign: what counts for attach_threshold. */
 uint64_t arena_accessible(void);
+
+/* From now on signals are not blocked while the lock is held: a seccomp filter may forbid it. For a
+ * process that manages no more; no other thread is inside. */
+void arena_leave_signals(void);
 
 /* Around fork. */
 void arena_lock_for_fork(void);

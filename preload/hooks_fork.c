@@ -83,6 +83,7 @@ static void fork_child(void)
     if (!shim_state || !shim_config.enabled)
         return;
     state_reset();
+    hooks_misc_forked();
     arena_unlock_after_fork();
     arena_set_state(arena_start(), arena_len(), ARENA_LOCKED, 0); /* a child inherits no mlock */
     attach_after_fork(fork_attached);

@@ -40,26 +40,36 @@ static bool is_on(void)
 
 /* ------------------------------------------------------------------ the end of our thread */
 
-static void let_go(const char *what)
+static bool let_go(const char *what)
 {
     int saved = errno;
     int rc = attach_detach();
     if (rc)
         edm_warn("%s: memory cannot be given back (error %d): the call may fail", what, -rc);
     errno = saved;
+    return !rc;
 }
 
-/* A filter may forbid what the LPET does, or what attaching needs: no LPET from then on. */
+/* A filter may forbid what the LPET does, what attaching needs, even what the hooks do besides the
+ * call itself: from then on they add nothing to it. */
+static void before_filter(const char *what)
+{
+    if (!let_go(what))
+        return;
+    shim_config.enabled = false;
+    arena_leave_signals();
+}
+
 static void before_seccomp(long op, const void *args)
 {
     if (op == SECCOMP_SET_MODE_STRICT || (op == SECCOMP_SET_MODE_FILTER && args))
-        let_go("seccomp");
+        before_filter("seccomp");
 }
 
 static void before_prctl(long option)
 {
     if (option == PR_SET_SECCOMP)
-        let_go("prctl(PR_SET_SECCOMP)");
+        before_filter("prctl(PR_SET_SECCOMP)");
 }
 
 /* These fail in a process with two threads. */
@@ -264,6 +274,30 @@ static long limit_call(pid_t pid, int which, const struct rlimit *lim, struct rl
     return rc;
 }
 
+/* Pages of address space, the first number in /proc/self/statm; 0 when it cannot be read. */
+static uint64_t space_pages(void)
+{
+    char buf[32];
+    uint64_t n = 0;
+    int fd = (int)sys_open("/proc/self/statm", 02000000 /* O_CLOEXEC */, 0);
+    if (fd < 0)
+        return 0;
+    long got = sys_read(fd, buf, sizeof(buf));
+    sys_close(fd);
+    for (long i = 0; i < got && buf[i] >= '0' && buf[i] <= '9'; i++)
+        n = n * 10 + (uint64_t)(buf[i] - '0');
+    return n;
+}
+
+bool hooks_misc_as_refuses(uint64_t more)
+{
+    if (!atomic_load(&as_set) || as_asked.rlim_cur == RLIM_INFINITY)
+        return false;
+    uint64_t space = space_pages() * EDM_PAGE_SIZE;
+    uint64_t used = space > arena_len() ? space - arena_len() + arena_taken() : 0;
+    return used + more > as_asked.rlim_cur;
+}
+
 _Static_assert(sizeof(struct rlimit) == sizeof(struct rlimit64), "one layout for both");
 
 EXPORT int prlimit(pid_t pid, enum __rlimit_resource which, const struct rlimit *lim,
@@ -418,6 +452,12 @@ EXPORT int munlockall(void)
     return (int)result(rc);
 }
 
+void hooks_misc_forked(void)
+{
+    atomic_store(&all_pinned, false);
+    atomic_store(&managed_paused, false);
+}
+
 void hooks_misc_attached(void)
 {
     if (atomic_load(&all_pinned))
@@ -441,10 +481,10 @@ static void pin_pages(const void *addr, size_t len)
         at = arena_start();
     for (; at < end && arena_piece_at(at, &p); at = p.end) {
         uint64_t stop = p.end < end ? p.end : end;
-        if (!(p.state & ARENA_TAKEN) || (p.state & (ARENA_FOREIGN | ARENA_LOCKED)))
+        if (!(p.state & ARENA_TAKEN) || (p.state & (ARENA_FOREIGN | ARENA_PINNED)))
             continue;
-        ops_request(EDM_OP_PIN, at, stop - at, 0);
-        arena_set_state(at, stop - at, 0, ARENA_MARKED | ARENA_LOCKED);
+        ops_request(EDM_OP_PIN, at, stop - at, 1);
+        arena_set_state(at, stop - at, 0, ARENA_MARKED | ARENA_PINNED);
     }
     errno = saved;
 }

@@ -7,12 +7,12 @@
  * needs them); large ones, the heaps of runtimes, are managed at an address of our choice, which
  * mmap allows.
  */
+#include "hooks.h"
 #include "managed.h"
 #include <errno.h>
 
 #define PUBLIC __attribute__((visibility("default")))
-#define HINT_LOW (1ull << 32) /* addresses below are wanted for themselves */
-#define EARLY_BYTES (1ull << 20)
+#define HINT_LOW (1ull << 32)    /* addresses below are wanted for themselves */
 #define HINT_BYTES (64ull << 20) /* mappings from here on are managed rather than placed */
 
 #ifndef MAP_TYPE
@@ -62,7 +62,7 @@ static long map_anywhere(uint64_t hint, uint64_t len, int prot, int flags, bool 
         if (!sys_is_error(ret)) /* before Linux 4.17 the flag was no more than a hint */
             sys_munmap((uint64_t)ret, len);
     }
-    if (managed_refuse(len, prot, flags))
+    if (managed_refuse(len, prot, flags) || hooks_misc_as_refuses(len))
         return -ENOMEM;
     long ret = map_piece(arena_contains(hint, len) ? hint : 0, len, prot, flags);
     return ret ? ret : sys_mmap(hint, len, prot, flags, -1, 0);
@@ -174,14 +174,6 @@ static long map_noreplace(uint64_t addr, uint64_t len, int prot, int flags, int 
     return ret;
 }
 
-/* Most commands map little or nothing; the first of it is not worth reserving the arena. */
-static bool is_early(uint64_t size)
-{
-    static atomic_uint_fast64_t sum;
-    return !arena_len() && size <= EARLY_BYTES / 4 &&
-           atomic_fetch_add(&sum, size) + size <= EARLY_BYTES;
-}
-
 long managed_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t off,
                   uint32_t manage)
 {
@@ -196,8 +188,7 @@ long managed_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int6
             return map_noreplace(addr, size, prot, flags, fd, off);
         return map_fixed(addr, size, prot, flags, fd, off);
     }
-    if (!(shim_config.settings.manage & manage) || !can_manage(prot, flags) || is_early(size) ||
-        !managed_open())
+    if (!(shim_config.settings.manage & manage) || !can_manage(prot, flags) || !managed_open())
         return sys_mmap(addr, len, prot, flags, fd, off);
     return map_anywhere(addr, size, prot, flags, manage == EDM_MANAGE_MMAP);
 }

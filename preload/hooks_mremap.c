@@ -67,6 +67,8 @@ static void state_follow(uint64_t at, uint64_t len, const struct arena_piece *p,
         if (!moved)
             sys_call3(SYS_mlock, (long)at, (long)len, 0);
     }
+    if (p->state & ARENA_PINNED && attached)
+        ops_request(EDM_OP_PIN, at, len, 1);
     if (p->state & ARENA_WIPE) {
         if (!moved)
             sys_madvise(at, len, MADV_WIPEONFORK);

@@ -43,6 +43,8 @@ static int as_status(long ret)
 void *__wrap_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
     long ret;
+    /* jemalloc asks for NORESERVE; malloc must still fail for what can never be stored. */
+    flags &= ~MAP_NORESERVE;
     if (len < PROBE_BYTES)
         ret = sys_mmap((uint64_t)addr, len, prot, flags, fd, off);
     else

@@ -46,6 +46,8 @@ static void replay_states(void)
     for (uint64_t at = arena_start(); arena_piece_at(at, &p); at = p.end) {
         if (p.state & ARENA_LOCKED)
             ops_request(EDM_OP_PIN, p.start, p.end - p.start, 0);
+        if (p.state & ARENA_PINNED)
+            ops_request(EDM_OP_PIN, p.start, p.end - p.start, 1);
         if (p.state & ARENA_WIPE)
             ops_request(EDM_OP_WIPEONFORK, p.start, p.end - p.start, 1);
         if (p.state & ARENA_DONTFORK)

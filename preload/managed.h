@@ -16,7 +16,8 @@
 #define PAGE_UP(x) (((x) + EDM_PAGE_SIZE - 1) & ~(EDM_PAGE_SIZE - 1))
 #define IS_PAGE_ALIGNED(x) (((x) & (EDM_PAGE_SIZE - 1)) == 0)
 /* States that a piece must not keep when it is given back. */
-#define ARENA_SPECIAL (ARENA_MARKED | ARENA_FOREIGN | ARENA_LOCKED | ARENA_WIPE | ARENA_DONTFORK)
+#define ARENA_SPECIAL                                                                              \
+    (ARENA_MARKED | ARENA_FOREIGN | ARENA_LOCKED | ARENA_WIPE | ARENA_DONTFORK | ARENA_PINNED)
 
 /* While true, new mappings are left to the kernel; set by the hook of mlockall(MCL_FUTURE). */
 extern atomic_bool managed_paused;

@@ -113,8 +113,8 @@ struct edm_progress {
 /* ------------------------------------------------------------------ the channel */
 
 #define EDM_CHAN_MAGIC 0x6e616863u
-#define EDM_CHAN_CMDS 64u     /* commands in the ring, a power of two */
-#define EDM_CMD_PAGES 64u     /* most pages of one command */
+#define EDM_CHAN_CMDS 64u      /* commands in the ring, a power of two */
+#define EDM_CMD_PAGES 64u      /* most pages of one command */
 #define EDM_STAGING_PAGES 512u /* of the LPET */
 #define EDM_CHAN_OPS 64u
 
@@ -154,14 +154,15 @@ enum edm_op_kind {
     /* requests: the server acts, sets result and state EDM_OP_DONE, wakes the futex on state */
     EDM_OP_UNLEASE = 16, /* no chunk of [start, +len) is leased until this operation is closed */
     EDM_OP_REFRESHED,    /* [start, +len) is a fresh arena mapping: register it, all pages new */
-    EDM_OP_PIN,          /* never evict [start, +len) (counted: as many UNPIN as PIN) */
+    EDM_OP_PIN,          /* never evict [start, +len) (counted: as many UNPIN as PIN); arg 1: for
+                            as long as the mapping lives, in forked children, too */
     EDM_OP_UNPIN,
-    EDM_OP_WIPEONFORK,   /* arg 1: children see zeros; 0: undo */
-    EDM_OP_DONTFORK,     /* arg 1: children do not have the range; 0: undo */
-    EDM_OP_WILLNEED,     /* start fetching; does not wait for the pages */
-    EDM_OP_PAGEOUT,      /* evict soon; does not wait */
-    EDM_OP_DETACH,       /* fetch everything back, end all management; result 0 or -errno */
-    EDM_OP_SYNC,         /* every event before this is applied; the server's tables are up to date */
+    EDM_OP_WIPEONFORK, /* arg 1: children see zeros; 0: undo */
+    EDM_OP_DONTFORK,   /* arg 1: children do not have the range; 0: undo */
+    EDM_OP_WILLNEED,   /* start fetching; does not wait for the pages */
+    EDM_OP_PAGEOUT,    /* evict soon; does not wait */
+    EDM_OP_DETACH,     /* fetch everything back, end all management; result 0 or -errno */
+    EDM_OP_SYNC,       /* every event before this is applied; the server's tables are up to date */
 };
 
 enum edm_op_state { EDM_OP_FREE = 0, EDM_OP_OPEN, EDM_OP_REQUEST, EDM_OP_DONE };
@@ -191,8 +192,8 @@ struct edm_chan {
     _Alignas(64) uint32_t cmd_tail; /* finished; LPET */
     uint32_t lpet_tid;              /* 0 when there is none */
     uint32_t lpet_busy;             /* futex; 1 while the LPET is inside a command */
-    uint32_t tampered;             /* server: part of the arena was unmapped by a raw system call;
-                                      pieces are given back by fresh mappings from then on */
+    uint32_t tampered;              /* server: part of the arena was unmapped by a raw system call;
+                                       pieces are given back by fresh mappings from then on */
     uint32_t comp_wanted;           /* server sets 1 to get the eventfd after each command */
 
     /* fork: prepare sets hold, then waits while lpet_busy is 1; parent handler clears and wakes */

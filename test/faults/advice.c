@@ -42,6 +42,7 @@ static void fetching(char *p)
 
     edmtest_fill(p, LEN, 4);
     edmtest_evict(p, LEN);
+    edmtest_pressure(); /* nothing of it is on its way out any more */
     before = edmtest_now();
     EXPECT(madvise(p, LEN, MADV_WILLNEED) == 0 || errno == EBADF, "WILLNEED: %m");
     for (int i = 0; i < 500 && present < PAGES; i++) {

@@ -17,9 +17,9 @@ server_shape() {
     echo "$(ls "/proc/$SERVER_PID/fd" | wc -l) descriptors, $(ls "/proc/$SERVER_PID/task" | wc -l) threads"
 }
 
-# private memory of the server in KiB
+# memory of the server in KiB, without the store's, whose pages server_is_idle counts
 server_memory() {
-    awk '/^(Private_Dirty|Private_Clean|Swap):/ {n += $2} END {print n}' "/proc/$SERVER_PID/smaps_rollup"
+    awk '/^(Anonymous|Swap):/ {n += $2} END {print n}' "/proc/$SERVER_PID/smaps_rollup"
 }
 
 settled() {

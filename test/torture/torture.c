@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -209,10 +210,29 @@ void worker_open(struct worker *w)
     EXPECT_CALL(w->file = open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
 }
 
+static __thread struct worker *current;
+
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+    (void)context;
+    torture_fail(current ? current : &workers[0], (uint64_t)info->si_addr, "%s at %p",
+                 sig == SIGSEGV ? "SIGSEGV" : "SIGBUS", info->si_addr);
+}
+
+static void catch_faults(void)
+{
+    struct sigaction act = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+
+    EXPECT_CALL(sigaction(SIGSEGV, &act, NULL));
+    EXPECT_CALL(sigaction(SIGBUS, &act, NULL));
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     double end = seconds_now() + settings.seconds;
+
+    current = w;
 
     while (settings.ops ? w->ops < settings.ops : seconds_now() < end) {
         size_t i = choose_op(w, false);
@@ -387,6 +407,7 @@ int main(int argc, char **argv)
     pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&quiet, &attr);
     model_make();
+    catch_faults();
     for (uint32_t i = 0; i < settings.threads; i++)
         worker_init(&workers[i], i);
     pattern_make();
