@@ -29,6 +29,8 @@ int lease_register(struct instance *in, struct chunk *c)
 
 /* A REMOVE by a raw system call is over when its thread has run on: nobody says when. */
 #define QUIET_NS 1000000000ull
+/* A chunk whose lease was ended by eviction is not leased again at once. */
+#define AGAIN_NS 100000000ull
 
 static bool lease_allowed(struct instance *in, struct chunk *c)
 {
@@ -39,6 +41,8 @@ static bool lease_allowed(struct instance *in, struct chunk *c)
     if (c->addr < in->arena_start || end > in->arena_start + in->arena_len)
         return false;
     if (budget_charge(in) + EDM_CHUNK_PAGES > b->high || b->leases >= in->stats.lease_limit)
+        return false;
+    if (c->broken_ns && now_ns() - c->broken_ns < AGAIN_NS)
         return false;
     return !op_covers(in, c->addr, end) && !in->chan->fork_hold;
 }
@@ -90,6 +94,7 @@ bool lease_break(struct instance *in, struct chunk *c, bool first)
         return false;
     }
     c->leased = 0;
+    c->broken_ns = now_ns();
     in->budget.leases--;
     if (c->listed)
         lspt_remove_lease(&in->lspt, &in->spt, c);

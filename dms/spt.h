@@ -66,6 +66,7 @@ struct chunk {
     uint8_t listed;      /* in the LSPT */
     uint8_t unevictable; /* its registration could not be mended: never evict from it */
     uint8_t unknown;     /* of a forked child: what the kernel put there is not counted yet */
+    uint64_t broken_ns;  /* when its last lease ended, 0 = never leased */
     uint64_t removed_ns; /* last REMOVE while it was leased, 0 = none (KERNEL.md 3) */
     struct page pages[EDM_CHUNK_PAGES];
 };

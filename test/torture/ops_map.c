@@ -373,6 +373,11 @@ bool op_remap_fixed(struct worker *w)
                       MREMAP_MAYMOVE | MREMAP_FIXED, run_addr(target));
     if (refused(w, run, ret, "mremap MREMAP_FIXED")) {
         target_lost(w, target);
+        if (target.n < run.n) { /* what is too much may be gone already */
+            run.at += target.n;
+            run.n -= target.n;
+            target_lost(w, run);
+        }
         return false;
     }
     if (ret != (long)run_addr(target))
