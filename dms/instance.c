@@ -323,6 +323,21 @@ int instance_open_channel(struct instance *in)
     return 0;
 }
 
+void instance_close_channel(struct instance *in)
+{
+    pthread_mutex_lock(&in->lock);
+    if (in->chan && !in->claimed) {
+        munmap(in->chan, in->chan_size);
+        in->chan = NULL;
+        free(in->limbo.owner);
+        in->limbo = (struct limbo){0};
+        close_fd(&in->chan_fd);
+        close_fd(&in->cmd_efd);
+        close_fd(&in->comp_efd);
+    }
+    pthread_mutex_unlock(&in->lock);
+}
+
 /* What the kernel mapped in a chunk before anybody counted becomes resident. */
 static int chunk_count(struct instance *in, uint64_t addr)
 {

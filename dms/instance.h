@@ -143,6 +143,8 @@ int instance_create(const struct edm_hello *hello, pid_t pid, uid_t uid, struct 
                     char *err, size_t errlen);
 /* Makes the channel and its eventfds; the WELCOME's descriptors. */
 int instance_open_channel(struct instance *in);
+/* Undoes it when the handshake came to nothing. */
+void instance_close_channel(struct instance *in);
 /* UFFD arrived: takes the descriptors over, registers the arena, starts the handlers. */
 int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
                     const struct edm_hello *hello, const struct edm_staging *staging, char *err,

@@ -300,6 +300,8 @@ static int op_act(struct instance *in, const struct edm_op *op, uint32_t slot)
         return op_pageout(in, op);
     case EDM_OP_DETACH:
         return release(in);
+    case EDM_OP_RIGHTS:
+        return uffd_rights(in->maps_fd, op->start);
     case EDM_OP_SYNC:
         return 0;
     default:

@@ -161,6 +161,8 @@ static void conn_close(struct conn *c)
     if (c->state == CONN_ATTACHED)
         srv.hangup_ns = now_ns();
     if (c->in) {
+        if (c->state == CONN_CLAIM)
+            instance_close_channel(c->in);
         if (c->state != CONN_HELLO)
             c->in->sock = -1;
         instance_put(c->in);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 int uffd_api(int fd, uint64_t *features)
@@ -166,4 +167,14 @@ int uffd_next_mapping(int maps_fd, uint64_t addr, uint64_t *start, uint64_t *end
     *end = q.vma_end;
     *anonymous = !shared && q.inode == 0 && q.dev_major == 0 && q.dev_minor == 0;
     return 0;
+}
+
+int uffd_rights(int maps_fd, uint64_t addr)
+{
+    struct procmap_query q = {.size = sizeof(q), .query_addr = addr};
+    if (ioctl(maps_fd, PROCMAP_QUERY, &q))
+        return -errno;
+    return (q.vma_flags & PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
+           (q.vma_flags & PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
+           (q.vma_flags & PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0);
 }

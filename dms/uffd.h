@@ -34,6 +34,8 @@ int uffd_read(int fd, struct uffd_msg *msgs, int max);
 int uffd_present(int pagemap_fd, uint64_t start, uint32_t npages, uint64_t *bits);
 /* Counts present pages, zero pages aside, in [start, end). */
 int64_t uffd_count(int pagemap_fd, uint64_t start, uint64_t end);
+/* PROT_* of the mapping at addr, -ENOENT when there is none, -ENOTTY on kernels before 6.11. */
+int uffd_rights(int maps_fd, uint64_t addr);
 /*
  * The first mapping that ends after addr: its range, and whether it is private anonymous memory.
  * -ENOENT when there is none, -ENOTTY on kernels before 6.11.

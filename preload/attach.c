@@ -20,6 +20,7 @@
 
 #define SYSTEM_SOCKET "/run/edm/dms.sock"
 #define ANSWER_LIMIT_S 10
+#define CLAIM_TRIES 3
 
 /*
  * Ordinary memory, unlike *shim_state: a forked child finds what its parent was. Written by the
@@ -511,8 +512,14 @@ void attach_claim_child(void)
     if (!state_take(SHIM_NOT_ATTACHED))
         return;
     sys_sigprocmask(SIG_SETMASK, &all, &old);
-    if (lpet_create(attach_setup, true, &l, &why)) {
-        edm_info("pid %d is not evicted: %.*s", sys_getpid(), (int)why.len, why.s);
+    int err = -EAGAIN;
+    for (int tries = 0; err && tries < CLAIM_TRIES; tries++) {
+        why.len = 0;
+        err = lpet_create(attach_setup, true, &l, &why);
+    }
+    if (err) {
+        edm_warn("forked child %d: %.*s: it runs without a budget", sys_getpid(), (int)why.len,
+                 why.s);
         state_set(SHIM_UNMANAGED);
     } else {
         attached(l);

@@ -111,15 +111,23 @@ static void source_done(const struct remap *r, uint64_t len)
     }
 }
 
+/* The rights of the mapping at `addr`: the kernel's word, for raw system calls change them, too. */
+static int rights_at(uint64_t addr, const struct arena_piece *p)
+{
+    int prot = managed_attached() ? ops_request(EDM_OP_RIGHTS, addr, EDM_PAGE_SIZE, 0) : -ENOSYS;
+    return prot < 0 ? p->prot : prot;
+}
+
 /* New memory behind the moved part, as the last page of the source is. */
 static long tail_commit(const struct remap *r, uint64_t at, uint64_t len)
 {
     struct arena_piece p;
     if (!managed_piece(r->old + r->old_len - EDM_PAGE_SIZE, r->old + r->old_len, &p))
         return -EFAULT;
-    if (managed_refuse(len, p.prot, 0))
+    int prot = rights_at(p.start, &p);
+    if (managed_refuse(len, prot, 0))
         return -ENOMEM;
-    long ret = managed_commit(at, len, p.prot);
+    long ret = managed_commit(at, len, prot);
     if (!ret && (p.state & ARENA_SPECIAL))
         state_follow(at, len, &p, false);
     return ret;
@@ -208,6 +216,7 @@ static long move_by_copy(const struct remap *r)
     int prot = PROT_NONE;
     for (uint64_t at = r->old; managed_piece(at, r->old + r->old_len, &p); at = p.end) {
         uint64_t to = r->to + (at - r->old), n = p.end - at;
+        p.prot = rights_at(at, &p);
         if (!(p.prot & PROT_READ))
             sys_mprotect(at, n, PROT_READ);
         copy_pages(at, to, n);

@@ -162,6 +162,7 @@ enum edm_op_kind {
     EDM_OP_WILLNEED,   /* start fetching; does not wait for the pages */
     EDM_OP_PAGEOUT,    /* evict soon; does not wait */
     EDM_OP_DETACH,     /* fetch everything back, end all management; result 0 or -errno */
+    EDM_OP_RIGHTS,     /* result: PROT_* of the mapping at start, as the kernel has it */
     EDM_OP_SYNC,       /* every event before this is applied; the server's tables are up to date */
 };
 

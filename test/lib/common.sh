@@ -6,7 +6,8 @@ set -u
 export LC_ALL=C
 
 TEST_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-EDM_BUILD=${EDM_BUILD:-$TEST_ROOT/build}
+EDM_BUILD=$(realpath -m "${EDM_TEST_BUILD:-${EDM_BUILD:-$TEST_ROOT/build}}")
+export -n EDM_BUILD # is not a setting of EDM
 EDM=$EDM_BUILD/dms/edm
 EDM_DMS=$EDM_BUILD/dms/edm-dms
 EDM_SHIM=$EDM_BUILD/preload/libedm_preload.so
