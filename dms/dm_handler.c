@@ -16,7 +16,8 @@
 #define MSGS 64
 #define DRAIN_SLICE 32
 #define ZERO_PAGES 32
-#define WAIT_LIMIT_NS 1000000000ull /* then a fault no longer waits for room */
+#define WAIT_LIMIT_NS                                                                              \
+    1000000000ull /* without any progress: then a fault no longer waits for room */
 
 static const uint8_t zeros[ZERO_PAGES * EDM_PAGE_SIZE] __attribute__((aligned(4096)));
 
@@ -65,7 +66,10 @@ static bool room_for(struct instance *in, const struct waiter *w)
         return true; /* the LPET waits for this thread's fork */
     if (w->tid == in->chan->lpet_tid)
         return true;
-    return now_ns() - w->since_ns > WAIT_LIMIT_NS || (evict_stuck(in) && !in->budget.evicting);
+    uint64_t now = now_ns();
+    if (now - w->since_ns > WAIT_LIMIT_NS && now - in->progress_ns > WAIT_LIMIT_NS)
+        return true; /* a stopped program, and somebody outside reads its memory */
+    return evict_stuck(in) && !in->budget.evicting;
 }
 
 static void make_resident(struct instance *in, uint32_t id)

@@ -358,6 +358,7 @@ bool evict_complete(struct instance *in)
         complete_one(in);
     if (any) {
         ring_release(&in->limbo);
+        in->progress_ns = now_ns();
         in->kick = true;
     }
     return any;
@@ -427,8 +428,10 @@ static unsigned drain(struct instance *in, unsigned max, uint32_t keep, bool for
         n++;
     }
     ring_release(l);
-    if (n)
+    if (n) {
+        in->progress_ns = now_ns();
         in->kick = true;
+    }
     return n;
 }
 

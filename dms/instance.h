@@ -125,6 +125,7 @@ struct instance {
     bool in_batch;
     uint32_t busy_streak; /* pages the LPET could not take since the last that it could */
     uint64_t busy_ns;
+    uint64_t progress_ns; /* last time that a command was done or a page stored */
     struct waiter *waiters;
     size_t nwaiters, waiters_cap;
     unsigned again; /* waiters with WAIT_AGAIN at the last look */
