@@ -205,6 +205,8 @@ static uint32_t new_run(struct instance *in, const struct waiter *w, uint32_t id
 
 static int fault_new(struct instance *in, const struct waiter *w, struct chunk *c, uint32_t id)
 {
+    if (in->partial)
+        return fault_poisoned(in, w);
     int err = lease_take(in, c, w->addr);
     if (err == -EAGAIN)
         return fault_wait(WAIT_AGAIN);
@@ -228,6 +230,8 @@ static int fault_new(struct instance *in, const struct waiter *w, struct chunk *
 /* Missing, but the table says resident: the program discarded it at this moment (KERNEL.md 21). */
 static int fault_resident(struct instance *in, const struct waiter *w, uint32_t id)
 {
+    if (in->chan && w->tid != in->chan->lpet_tid && evict_targets(in, id))
+        return fault_wait(WAIT_OUTCOME);
     int err = uffd_zero(in->uffd, w->addr, 1);
     if (!err) {
         page_drop_handle(spt_page(&in->spt, id));

@@ -21,8 +21,10 @@ static bool page_is_copied_out(struct instance *in, const struct page *p)
 /* The program discarded pages [first, last] of a chunk. The pages themselves go only later. */
 static void chunk_remove(struct instance *in, struct chunk *c, uint32_t first, uint32_t last)
 {
-    if (c->leased) /* a hook says when it is over, a raw system call does not */
-        c->removed_ns = op_note_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE) ? 1 : now_ns();
+    /* a hook says when it is over, a raw system call does not */
+    c->last_remove_ns = op_note_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE) ? 1 : now_ns();
+    if (c->leased)
+        c->removed_ns = c->last_remove_ns;
     if (!c->touched)
         return;
     for (uint32_t i = first; i <= last; i++) {
@@ -94,6 +96,7 @@ static void command_follow(struct instance *in, struct chunk *from, uint32_t i, 
         spt_set(from, p, PAGE_NEW);
         return;
     }
+    in->nat++;
     t->at[tag % EDM_CMD_PAGES] = spt_id(from, i);
     p->flags |= PF_DISCARD;
     p->version = PAGE_NEW;
@@ -109,8 +112,10 @@ static void command_orphan(struct instance *in, struct chunk *c, uint32_t i)
         return;
     if (t->id[tag % EDM_CMD_PAGES] == spt_id(c, i)) {
         t->id[tag % EDM_CMD_PAGES] = SPT_NONE;
-        if (t->at[tag % EDM_CMD_PAGES] == SPT_NONE)
+        if (t->at[tag % EDM_CMD_PAGES] == SPT_NONE) {
+            in->nat++;
             t->at[tag % EDM_CMD_PAGES] = spt_id(c, i);
+        }
     }
     page_drop_handle(p);
     p->flags &= (uint8_t)~PF_DISCARD;
@@ -206,6 +211,24 @@ static bool remap_pages(struct instance *in, uint64_t from, uint64_t to, uint64_
     return true;
 }
 
+/* mremap may have made the mapping longer, which the event does not say: the new pages are
+ * inherited as the moved ones are. */
+static void remap_grown(struct instance *in, uint64_t to, uint64_t len)
+{
+    const struct chunk *first = spt_chunk(&in->spt, to, false);
+    uint64_t start, end;
+    bool anonymous;
+    uint8_t flags = first ? first->pages[spt_index(to)].flags & (PF_WIPE | PF_NOFORK) : 0;
+    if (!flags || in->maps_fd < 0 || uffd_next_mapping(in->maps_fd, to, &start, &end, &anonymous) ||
+        start > to)
+        return;
+    for (uint64_t a = to + len; a < end; a += EDM_PAGE_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, true);
+        if (c)
+            c->pages[spt_index(a)].flags |= flags;
+    }
+}
+
 static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_t len)
 {
     bool leased = false;
@@ -219,6 +242,7 @@ static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_
         edm_debug("pid %d: registering moved memory: %s", in->pid, strerror(-err));
     if (leased && in->pagemap_fd >= 0)
         remap_rescan(in, to, to + len);
+    remap_grown(in, to, len);
 }
 
 static void event_fork(struct instance *in, int uffd)
@@ -226,8 +250,8 @@ static void event_fork(struct instance *in, int uffd)
     in->stats.forks++;
     struct instance *child = instance_from_fork(in, uffd);
     if (!child) {
+        /* the descriptor stays open: a child that waits is better than one that reads zeros */
         edm_error("pid %d: its forked child cannot be served: out of memory", in->pid);
-        close(uffd);
     }
 }
 

@@ -44,11 +44,31 @@ static int64_t ring_take(struct limbo *l, uint32_t n)
 
 /* ---- victims ---- */
 
+bool evict_targets(const struct instance *in, uint32_t id)
+{
+    if (!in->nat)
+        return false;
+    for (uint32_t n = in->cmd_seen; n != in->cmd_head; n++) {
+        const struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
+        for (uint32_t i = 0; i < t->npages; i++)
+            if (t->at[i] == id)
+                return true;
+    }
+    return false;
+}
+
+static bool page_is_held(const struct instance *in, uint32_t id)
+{
+    uint64_t addr = in->nheld ? spt_addr(&in->spt, id) : 0;
+    return (in->nheld && op_covers(in, addr, addr + EDM_PAGE_SIZE)) || evict_targets(in, id);
+}
+
 static bool run_takes(const struct instance *in, const struct chunk *c, uint32_t i, uint8_t like)
 {
     const struct page *p = &c->pages[i];
     const uint8_t same = PF_HOT | PF_COPY | PF_LISTED;
-    return p->state == PAGE_RESIDENT && (p->flags & same) == (like & same) && !p->pins;
+    return p->state == PAGE_RESIDENT && (p->flags & same) == (like & same) && !p->pins &&
+           !page_is_held(in, spt_id(c, i));
 }
 
 /* The run of pages around victim `id` to evict with it: its cluster, and what follows in order. */
@@ -88,8 +108,7 @@ static uint32_t victim_next(struct instance *in)
             continue;
         }
         struct chunk *c = spt_chunk_of(&in->spt, node);
-        uint64_t addr = spt_addr(&in->spt, node);
-        if (!c->unevictable && lease_is_quiet(in, c) && !op_covers(in, addr, addr + EDM_PAGE_SIZE))
+        if (!c->unevictable && lease_is_quiet(in, c) && !page_is_held(in, node))
             return node;
         lspt_remove(&in->lspt, &in->spt, node);
         lspt_push(&in->lspt, &in->spt, node, false);
@@ -181,6 +200,8 @@ void evict_kick(struct instance *in)
     bool waiting = in->nwaiters > in->again && !budget_has_room(in, 1);
     if (budget_charge(in) <= b->high && !b->forced && !waiting)
         return;
+    if (in->nheld)
+        op_prune(in);
     if (evict_stuck(in) && now_ns() - in->busy_ns > BUSY_RETRY_NS)
         in->busy_streak = 0;
     uint64_t goal = evict_goal(in);
@@ -219,7 +240,7 @@ void evict_post_exit(struct instance *in)
 static void outcome_back(struct instance *in, struct chunk *c, uint32_t id, bool refused)
 {
     struct page *p = spt_page(&in->spt, id);
-    if (refused && in->set.evict_method == EDM_EVICT_AUTO && !(p->flags & PF_COPY)) {
+    if (refused && !(p->flags & PF_COPY)) {
         p->flags |= PF_COPY;
         page_make_resident(in, c, id, true);
         return;
@@ -251,10 +272,12 @@ static bool is_present(const struct instance *in, uint64_t addr)
  * The page that is at the command's address now, when REMAP took the one away that the command was
  * for, or brought another one (KERNEL.md 4). Returns true when the ring page holds its contents.
  */
-static bool outcome_at(struct instance *in, uint32_t id, bool moved)
+static bool outcome_at(struct instance *in, uint32_t id, uint32_t tag, bool moved)
 {
     struct page *p = spt_page(&in->spt, id);
     struct chunk *c = spt_chunk_of(&in->spt, id);
+    if (p->state == PAGE_EVICTING && p->link.next != tag)
+        return false;
     if (p->state == PAGE_EVICTING) { /* nothing was served here meanwhile */
         enum page_state then = p->version;
         p->flags &= (uint8_t)~PF_DISCARD;
@@ -283,7 +306,9 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     if (in->nfollowers)
         fork_follow(in, TAG((uint32_t)(t - in->tracks), i), left,
                     o->moved & bit ? in->limbo.data + (size_t)ring * EDM_PAGE_SIZE : NULL);
-    if (t->at[i] != SPT_NONE && outcome_at(in, t->at[i], o->moved & bit)) {
+    in->nat -= t->at[i] != SPT_NONE;
+    if (t->at[i] != SPT_NONE &&
+        outcome_at(in, t->at[i], TAG((uint32_t)(t - in->tracks), i), o->moved & bit)) {
         outcome_limbo(in, t->at[i], ring);
         return;
     }
@@ -383,6 +408,31 @@ bool evict_cancel(struct instance *in, uint64_t start, uint64_t end)
                                     __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     }
     return none;
+}
+
+/* As busy, when it is still there; a page that was half way out is lost with its LPET. */
+static void abandon_page(struct instance *in, struct track *t, uint32_t i)
+{
+    const struct outcome none = {0, 0, 0, 0};
+    uint32_t id = t->id[i];
+    bool lost = id != SPT_NONE && !is_present(in, spt_addr(&in->spt, id));
+    outcome_page(in, t, i, &none);
+    if (lost && spt_page(&in->spt, id)->state == PAGE_RESIDENT)
+        page_forget(in, spt_chunk_of(&in->spt, id), id, PAGE_POISONED);
+}
+
+void evict_abandon(struct instance *in)
+{
+    evict_complete(in);
+    for (; in->cmd_seen != in->cmd_head; in->cmd_seen++) {
+        struct track *t = &in->tracks[in->cmd_seen % EDM_CHAN_CMDS];
+        for (uint32_t i = 0; i < t->npages; i++)
+            abandon_page(in, t, i);
+        t->npages = 0;
+    }
+    ring_release(&in->limbo);
+    in->claimed = false;
+    in->kick = true;
 }
 
 /* ---- limbo to store ---- */

@@ -185,8 +185,7 @@ int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
 {
     uint64_t total = in->stored + in->limbo.used + in->budget.evicting, done = 0;
     int err = 0;
-    bool unlimited = in->budget.unlimited;
-    in->budget.unlimited = true; /* nothing goes out again meanwhile */
+    in->budget.fetchers++; /* nothing goes out again meanwhile */
     for (uint32_t n = 0; n < in->spt.nchunks && !err; n++) {
         for (uint32_t i = 0; i < EDM_CHUNK_PAGES && !err; i++) {
             uint32_t id = n * EDM_CHUNK_PAGES + i;
@@ -202,6 +201,6 @@ int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
             }
         }
     }
-    in->budget.unlimited = unlimited;
+    in->budget.fetchers--;
     return err;
 }

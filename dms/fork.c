@@ -21,6 +21,7 @@ static void page_follow(struct instance *parent, struct instance *child, struct 
         realloc(parent->followers, (parent->nfollowers + 1) * sizeof(*parent->followers));
     if (!more) {
         edm_error("pid %d: out of memory for a forked child's page", parent->pid);
+        spt_set(c, spt_page(&child->spt, id), PAGE_POISONED); /* unless it is present there */
         return;
     }
     parent->followers = more;
@@ -201,6 +202,7 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
     int err = 0;
     for (uint32_t n = 0; n < parent->spt.nchunks && !err; n++)
         err = chunk_inherit(parent, child, parent->spt.chunks[n], paused);
+    child->partial = err != 0;
     register_all(child);
     if (!err)
         err = instance_start_handlers(child);

@@ -15,9 +15,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#define ARENA_MAX (1ull << 46)
 #define LIMBO_MAX 4096u
 #define FULL_AGAIN_NS 3600000000000ull /* a store may be full many times: one warning an hour */
-#define LIMIT_MIN 256u                 /* pages */
+/* never registered with us: ENOENT while the process lives */
+#define PROBE_ADDRESS ((1ull << 47) - 2 * EDM_PAGE_SIZE)
+#define LIMIT_MIN 256u /* pages */
 
 static struct {
     pthread_mutex_t lock;
@@ -60,7 +63,8 @@ uint64_t budget_charge(const struct instance *in)
 
 bool budget_is_kept(const struct instance *in)
 {
-    return !in->budget.unlimited && in->pin_all <= 0 && !atomic_load(&list.stores_full);
+    return !in->budget.unlimited && !in->budget.fetchers && in->pin_all <= 0 &&
+           !atomic_load(&list.stores_full);
 }
 
 bool budget_has_room(const struct instance *in, uint64_t pages)
@@ -237,7 +241,7 @@ static const char *hello_check(const struct edm_hello *h)
     const struct edm_settings *s = &h->settings;
     uint64_t end = h->arena_start + h->arena_len;
     if (h->arena_start % EDM_CHUNK_SIZE || h->arena_len % EDM_CHUNK_SIZE || !h->arena_len ||
-        end < h->arena_start || end > 1ull << 47)
+        h->arena_len > ARENA_MAX || end < h->arena_start || end > 1ull << 47)
         return "impossible arena";
     if (h->identity % EDM_PAGE_SIZE || h->identity - h->arena_start < h->arena_len ||
         h->identity >= 1ull << 47)
@@ -390,7 +394,7 @@ static int register_arena(struct instance *in)
         uint64_t gap = from == at ? to : from; /* a hole, or something else's mapping */
         if (at > run)
             err = uffd_register(in->uffd, run, at - run, UFFD_MISSING | UFFD_WP);
-        if (!err)
+        if (!err && from == at && !e)
             err = mark_foreign(in, at, gap);
         run = at = gap;
     }
@@ -448,14 +452,15 @@ static int start_op_thread(struct instance *in)
 static int take_over(struct instance *in, int pagemap_fd, int maps_fd,
                      const struct edm_staging *staging)
 {
-    if (staging->len != EDM_STAGING_PAGES * EDM_PAGE_SIZE || staging->start % EDM_PAGE_SIZE)
-        return -EPROTO;
     in->pagemap_fd = pagemap_fd;
     in->maps_fd = maps_fd;
+    if (staging->len != EDM_STAGING_PAGES * EDM_PAGE_SIZE || staging->start % EDM_PAGE_SIZE)
+        return -EPROTO;
+    if (atomic_load(&in->stop))
+        return -ESRCH; /* it ended meanwhile */
     in->staging = *staging;
     if (!(staging->methods & 1) && in->set.evict_method == EDM_EVICT_AUTO)
         in->set.evict_method = EDM_EVICT_COPY;
-    in->claimed = true;
     return 0;
 }
 
@@ -466,6 +471,8 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
     pthread_mutex_lock(&in->lock);
     in->uffd = uffd;
     int e = take_over(in, pagemap_fd, maps_fd, staging);
+    if (!e && !(fcntl(uffd, F_GETFL) & O_NONBLOCK))
+        e = -EPROTO; /* reading it would block the server */
     if (!e)
         e = uffd_api(uffd, &in->features);
     if (!e)
@@ -480,6 +487,7 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
         e = start_op_thread(in);
     if (!e)
         e = instance_start_handlers(in);
+    in->claimed = e == 0;
     pthread_mutex_unlock(&in->lock);
     if (e == -EPERM)
         snprintf(err, errlen,
@@ -503,6 +511,7 @@ int instance_claim(struct instance *in, pid_t pid, int pagemap_fd, int maps_fd,
     }
     if (!e)
         e = start_op_thread(in);
+    in->claimed = e == 0;
     in->kick = true;
     pthread_mutex_unlock(&in->lock);
     instance_wake(in);
@@ -552,8 +561,7 @@ void instance_stores_full(bool full)
 
 bool instance_is_gone(struct instance *in)
 {
-    /* an address that is never registered with us: ENOENT while the process lives */
-    return in->uffd >= 0 && uffd_zero(in->uffd, in->identity + EDM_PAGE_SIZE, 1) == -ESRCH;
+    return in->uffd >= 0 && uffd_zero(in->uffd, PROBE_ADDRESS, 1) == -ESRCH;
 }
 
 static void free_pages(struct instance *in)
@@ -571,22 +579,29 @@ static void free_pages(struct instance *in)
     in->stored = 0;
 }
 
-static void unpublish(struct instance *in)
+/* False: somebody else has taken it off the list. */
+static bool unpublish(struct instance *in)
 {
+    bool found = false;
     pthread_mutex_lock(&list.lock);
     for (struct instance **p = &list.first; *p; p = &(*p)->next)
         if (*p == in) {
             *p = in->next;
             list.count--;
+            found = true;
             break;
         }
     pthread_mutex_unlock(&list.lock);
+    return found;
 }
 
 void instance_destroy(struct instance *in)
 {
-    unpublish(in);
+    if (!unpublish(in))
+        return;
+    pthread_mutex_lock(&in->lock);
     atomic_store(&in->stop, true);
+    pthread_mutex_unlock(&in->lock);
     instance_wake(in);
     for (unsigned i = 0; i < in->nhandlers; i++)
         pthread_join(in->handlers[i], NULL);

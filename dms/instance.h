@@ -79,10 +79,11 @@ struct budget {
     uint64_t evicting;
     uint64_t leases; /* chunks */
     uint64_t fetching;
-    uint64_t pinned; /* resident but never evicted: not charged */
-    uint64_t max;    /* highest charge seen */
-    uint64_t forced; /* pages that `edm evict` still wants out */
-    bool unlimited;  /* stores full, or nothing can be evicted */
+    uint64_t pinned;   /* resident but never evicted: not charged */
+    uint64_t max;      /* highest charge seen */
+    uint64_t forced;   /* pages that `edm evict` still wants out */
+    unsigned fetchers; /* `edm fetch` at work */
+    bool unlimited;    /* stores full, or nothing can be evicted */
 };
 
 struct instance {
@@ -101,6 +102,7 @@ struct instance {
     atomic_int refs;
 
     pthread_mutex_t lock;
+    bool partial;       /* out of memory at its fork: an unknown page is lost, not new */
     bool dead;          /* a system call said ESRCH */
     bool claimed;       /* has a channel and an LPET */
     bool store_refused; /* the store had no room at the last try */
@@ -116,6 +118,7 @@ struct instance {
     struct track tracks[EDM_CHAN_CMDS];
     struct follower *followers; /* children whose pages share the fate of our evictions */
     size_t nfollowers;
+    unsigned nat; /* entries of tracks[].at in use */
     struct held held[EDM_CHAN_OPS];
     unsigned nheld;
     int pin_all;   /* mlockall: nothing is evicted while > 0 */
@@ -235,6 +238,11 @@ bool evict_stuck(const struct instance *in);
 /* Ends what the LPET has not begun, for pages of [start, end). True when none is left running. */
 bool evict_cancel(struct instance *in, uint64_t start, uint64_t end);
 
+/* Is a command outstanding at this page's address that was made for another page? Nothing may be
+ * served or evicted there (KERNEL.md 4). */
+bool evict_targets(const struct instance *in, uint32_t id);
+/* The LPET is gone: what it has not begun is undone, what it had half done is lost. */
+void evict_abandon(struct instance *in);
 /* Tells the LPET to end. */
 void evict_post_exit(struct instance *in);
 
@@ -245,6 +253,8 @@ void event_handle(struct instance *in, const struct uffd_msg *m);
 void *op_main(void *arg);
 /* Is part of [start, end) inside an operation that forbids leases and evictions there? */
 bool op_covers(const struct instance *in, uint64_t start, uint64_t end);
+/* Forgets operations that the instance has closed. */
+void op_prune(struct instance *in);
 bool op_note_covers(const struct instance *in, uint64_t start, uint64_t end);
 
 /* ---- fetch.c ---- */

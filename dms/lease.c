@@ -32,6 +32,20 @@ int lease_register(struct instance *in, struct chunk *c)
 /* A chunk whose lease was ended by eviction is not leased again at once. */
 #define AGAIN_NS 100000000ull
 
+static bool remove_is_over(const struct instance *in, const struct chunk *c, uint64_t since_ns)
+{
+    if (!since_ns)
+        return true;
+    if (op_note_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE))
+        return false;
+    return now_ns() - since_ns > QUIET_NS;
+}
+
+bool lease_is_quiet(const struct instance *in, const struct chunk *c)
+{
+    return remove_is_over(in, c, c->removed_ns);
+}
+
 static bool lease_allowed(struct instance *in, struct chunk *c)
 {
     const struct budget *b = &in->budget;
@@ -43,6 +57,8 @@ static bool lease_allowed(struct instance *in, struct chunk *c)
     if (budget_charge(in) + EDM_CHUNK_PAGES > b->high || b->leases >= in->stats.lease_limit)
         return false;
     if (c->broken_ns && now_ns() - c->broken_ns < AGAIN_NS)
+        return false;
+    if (!remove_is_over(in, c, c->last_remove_ns))
         return false;
     return !op_covers(in, c->addr, end) && !in->chan->fork_hold;
 }
@@ -75,15 +91,6 @@ int lease_take(struct instance *in, struct chunk *c, uint64_t addr)
         in->budget.max = charge;
     uffd_wake(in->uffd, c->addr, EDM_CHUNK_SIZE);
     return 0;
-}
-
-bool lease_is_quiet(const struct instance *in, const struct chunk *c)
-{
-    if (!c->removed_ns)
-        return true;
-    if (op_note_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE))
-        return false;
-    return now_ns() - c->removed_ns > QUIET_NS;
 }
 
 bool lease_break(struct instance *in, struct chunk *c, bool first)

@@ -55,7 +55,7 @@ bool op_covers(const struct instance *in, uint64_t start, uint64_t end)
 }
 
 /* Forgets the operations that the instance has closed. */
-static void held_prune(struct instance *in)
+void op_prune(struct instance *in)
 {
     for (unsigned i = 0; i < in->nheld;) {
         const struct edm_op *op = &in->chan->ops[in->held[i].slot];
@@ -86,7 +86,7 @@ static bool over(struct instance *in)
 /* No command of [start, end) is outstanding, and no new one is made while it is held. */
 static void quiesce(struct instance *in, uint64_t start, uint64_t end)
 {
-    while (!evict_cancel(in, start, end) && !over(in)) {
+    while (in->claimed && !evict_cancel(in, start, end) && !over(in)) {
         uint64_t one = 1;
         (void)!write(in->cmd_efd, &one, sizeof(one));
         let_go(in);
@@ -173,9 +173,11 @@ static int op_pin(struct instance *in, const struct edm_op *op)
     if (pin) /* what is being taken out comes to an end first */
         quiesce(in, op->start, end);
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
-        struct chunk *c = spt_chunk(&in->spt, a, pin);
-        if (!c)
+        struct chunk *c = spt_chunk(&in->spt, a, pin && a - in->arena_start < in->arena_len);
+        if (!c) {
+            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
             continue;
+        }
         while (pin && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
             let_go(in);
         if (pin)
@@ -207,8 +209,10 @@ static int op_pageout(struct instance *in, const struct edm_op *op)
     uint64_t end = op->start + op->len;
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
         struct chunk *c = spt_chunk(&in->spt, a, false);
-        if (!c)
+        if (!c) {
+            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
             continue;
+        }
         if (c->leased)
             lease_break(in, c, true);
         struct page *p = &c->pages[spt_index(a)];
@@ -249,6 +253,22 @@ static int op_willneed(struct instance *in, const struct edm_op *op)
     return 0;
 }
 
+/* What was lost must not become zeros when the kernel serves these pages again. */
+static bool release_poison(struct instance *in)
+{
+    for (uint32_t n = 0; n < in->spt.nchunks; n++) {
+        const struct chunk *c = in->spt.chunks[n];
+        for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
+            if (c->pages[i].state != PAGE_POISONED)
+                continue;
+            int err = uffd_poison(in->uffd, c->addr + i * EDM_PAGE_SIZE, EDM_PAGE_SIZE);
+            if (err && err != -EEXIST && err != -ENOENT)
+                return false;
+        }
+    }
+    return true;
+}
+
 /* Called with the lock. */
 static int release(struct instance *in)
 {
@@ -262,6 +282,8 @@ static int release(struct instance *in)
         let_go(in);
     if (in->limbo.used || in->stored)
         return -EAGAIN;
+    if (!release_poison(in))
+        return -EBADMSG;
     for (uint32_t i = 0; i < in->spt.nchunks; i++)
         uffd_unregister(in->uffd, in->spt.chunks[i]->addr, EDM_CHUNK_SIZE);
     uffd_unregister(in->uffd, in->arena_start, in->arena_len);
@@ -317,7 +339,7 @@ static void ops_scan(struct instance *in)
             continue;
         struct edm_op op = *shared; /* the instance may write it: one look only */
         pthread_mutex_lock(&in->lock);
-        held_prune(in);
+        op_prune(in);
         dm_handler_step(in);
         shared->result = op_act(in, &op, i);
         in->kick = true;
@@ -333,8 +355,10 @@ static void ops_scan(struct instance *in)
 void *op_main(void *arg)
 {
     struct instance *in = arg;
-    while (!atomic_load(&in->stop)) {
+    for (;;) {
         uint32_t bell = __atomic_load_n(&in->chan->op_bell, __ATOMIC_ACQUIRE);
+        if (atomic_load(&in->stop))
+            break; /* looked at after the bell: the one that stops us rings last */
         ops_scan(in);
         futex_wait(&in->chan->op_bell, bell);
     }

@@ -156,6 +156,18 @@ static bool peer_allowed(const struct ucred *c)
 
 /* ---- connections ---- */
 
+/* The LPET's connection ended: with its process, or without (KERNEL.md 11). */
+static void conn_lost(struct instance *in)
+{
+    if (instance_is_gone(in))
+        return;
+    pthread_mutex_lock(&in->lock);
+    if (in->claimed && !in->detached)
+        evict_abandon(in);
+    pthread_mutex_unlock(&in->lock);
+    instance_wake(in);
+}
+
 static void conn_close(struct conn *c)
 {
     if (c->state == CONN_ATTACHED)
@@ -163,6 +175,8 @@ static void conn_close(struct conn *c)
     if (c->in) {
         if (c->state == CONN_CLAIM)
             instance_close_channel(c->in);
+        if (c->state == CONN_ATTACHED)
+            conn_lost(c->in);
         if (c->state != CONN_HELLO)
             c->in->sock = -1;
         instance_put(c->in);

@@ -57,17 +57,18 @@ struct page {
 
 struct chunk {
     uint64_t addr;
-    struct link link;    /* the lease's place in the LSPT */
-    uint32_t number;     /* in spt.chunks */
-    uint16_t touched;    /* pages that are not NEW: 0 means the chunk may be leased */
-    uint16_t foreign;    /* pages that are FOREIGN */
-    uint16_t pinned;     /* pages with pins */
-    uint8_t leased;      /* MODE_WP only: the kernel serves first touches */
-    uint8_t listed;      /* in the LSPT */
-    uint8_t unevictable; /* its registration could not be mended: never evict from it */
-    uint8_t unknown;     /* of a forked child: what the kernel put there is not counted yet */
-    uint64_t broken_ns;  /* when its last lease ended, 0 = never leased */
-    uint64_t removed_ns; /* last REMOVE while it was leased, 0 = none (KERNEL.md 3) */
+    struct link link;        /* the lease's place in the LSPT */
+    uint32_t number;         /* in spt.chunks */
+    uint16_t touched;        /* pages that are not NEW: 0 means the chunk may be leased */
+    uint16_t foreign;        /* pages that are FOREIGN */
+    uint16_t pinned;         /* pages with pins */
+    uint8_t leased;          /* MODE_WP only: the kernel serves first touches */
+    uint8_t listed;          /* in the LSPT */
+    uint8_t unevictable;     /* its registration could not be mended: never evict from it */
+    uint8_t unknown;         /* of a forked child: what the kernel put there is not counted yet */
+    uint64_t last_remove_ns; /* as removed_ns, leased or not */
+    uint64_t broken_ns;      /* when its last lease ended, 0 = never leased */
+    uint64_t removed_ns;     /* last REMOVE while it was leased, 0 = none (KERNEL.md 3) */
     struct page pages[EDM_CHUNK_PAGES];
 };
 

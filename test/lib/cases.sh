@@ -45,8 +45,8 @@ behaviour_cases() {
 torture_case() {
     local name=$1 seconds=$2 seed=$3 opts=$4 server=$5
     shift 5
-    echo "torture.$name $((seconds + 100)) env EDM_TEST_OPTIONS='$opts' EDM_TEST_SERVER_OPTIONS='$server'" \
-        "'$LIB/managed.sh' 16 '$EDM_BUILD/test/torture/torture' --seed $seed --seconds $seconds" \
+    echo "torture.$name $((seconds + 100)) env EDM_TEST_INSTANCES=200 EDM_TEST_OPTIONS='$opts'" \
+        "EDM_TEST_SERVER_OPTIONS='$server' '$LIB/managed.sh' 16 '$EDM_BUILD/test/torture/torture' --seed $seed --seconds $seconds" \
         "--bytes 160M $*"
 }
 

@@ -4,7 +4,8 @@
 source "$(dirname "$0")/program.sh"
 BUDGET=$(($1 * MIB))
 NEED=$((BUDGET * 4))
-INSTANCES=8 # some of these programs fork, and a child has a budget of its own
+# some of these programs fork: a child has a budget of its own, that of a raw clone has none
+INSTANCES=${EDM_TEST_INSTANCES:-8}
 MAY_COMPLAIN=1 # about what some of these programs do on purpose
 shift
 export EDM_TEST_BUDGET=$BUDGET

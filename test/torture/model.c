@@ -351,7 +351,7 @@ static void history_print(const struct worker *w, uint64_t addr)
             continue;
         event_print(e);
         shown++;
-        if (target && !source && !is_error(e->result))
+        if (target && !source && strncmp(e->what, "mremap", 6) == 0 && !is_error(e->result))
             addr = addr - e->to + e->addr;
     }
 }
