@@ -11,6 +11,7 @@
 #include <time.h>
 
 #define THREADS 8
+#define STARVED_TRIES 100
 
 struct request {
     struct instance *in;
@@ -28,25 +29,53 @@ static struct {
     bool stop;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER, .last = &pool.first};
 
+static bool still_wanted(const struct request *r)
+{
+    const struct page *p = spt_page(&r->in->spt, r->id);
+    return p->state == PAGE_STORED && p->handle == r->handle && p->version == r->version;
+}
+
+/* Placing meets EAGAIN while the program changes its mappings: the events are read, and threads
+ * that do nothing else are held back (KERNEL.md 15). -ESTALE: the page does not want it any more.
+ */
+static int place(struct request *r, const void *buf)
+{
+    struct instance *in = r->in;
+    struct timespec ts = {0, 50000};
+    int err = uffd_copy(in->uffd, spt_addr(&in->spt, r->id), buf, 1, true, NULL);
+    for (unsigned tries = 0; err == -EAGAIN && !in->dead && !atomic_load(&in->stop); tries++) {
+        if (tries == STARVED_TRIES && in->chan)
+            instance_starve(in, true);
+        dm_handler_step(in);
+        pthread_mutex_unlock(&in->lock);
+        nanosleep(&ts, NULL);
+        pthread_mutex_lock(&in->lock);
+        if (!still_wanted(r))
+            return -ESTALE;
+        err = uffd_copy(in->uffd, spt_addr(&in->spt, r->id), buf, 1, true, NULL);
+    }
+    if (in->chan && in->chan->starved && !in->again)
+        instance_starve(in, false);
+    return err;
+}
+
 /* The contents are here: place them, if the page still wants them. */
 static void fetch_finish(struct request *r, int err, const void *buf)
 {
     struct instance *in = r->in;
     pthread_mutex_lock(&in->lock);
     in->budget.fetching--;
-    struct page *p = spt_page(&in->spt, r->id);
-    if (p->state == PAGE_STORED && p->handle == r->handle && p->version == r->version) {
-        p->flags &= (uint8_t)~PF_FETCHING;
-        if (err) {
+    if (still_wanted(r)) {
+        if (err)
             dm_handler_page_lost(in, r->id, err);
-        } else {
-            uint64_t addr = spt_addr(&in->spt, r->id);
-            err = uffd_copy(in->uffd, addr, buf, 1, true, NULL);
-            if (!err || err == -EEXIST) {
+        else
+            err = place(r, buf);
+        if (still_wanted(r)) {
+            spt_page(&in->spt, r->id)->flags &= (uint8_t)~PF_FETCHING;
+            if (!err || err == -EEXIST)
                 dm_handler_stored_is_resident(in, r->id);
-                if (!err)
-                    dm_handler_served(in, addr);
-            }
+            if (!err)
+                dm_handler_served(in, spt_addr(&in->spt, r->id));
         }
     }
     in->kick = true;

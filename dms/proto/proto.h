@@ -44,7 +44,6 @@ enum edm_msg_type {
     EDM_MSG_EVICT,     /* struct edm_request: pid, size (0 = all) */
     EDM_MSG_FETCH,     /* struct edm_request: pid */
     EDM_MSG_PROGRESS,  /* struct edm_progress: on the way to DONE, at most a few a second */
-    EDM_MSG_LAST,      /* struct edm_request: pid of a process group's watcher: see EDM_MSG_WATCH */
     EDM_MSG_WATCH,     /* struct edm_request: pid: from now on keep the last counters of every
                           instance whose `run_token` is `size`; `edm run --stats` sends it before
                           CMD starts and asks STAT with `token` at the end */

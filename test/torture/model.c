@@ -11,6 +11,7 @@
 char *model_start;
 size_t model_len;
 static size_t model_used;
+static volatile uint64_t *wrong_address; /* shared with forked children */
 
 /* One piece, with a page without rights on both sides, so that it stays a mapping of its own. */
 void model_init(size_t len)
@@ -22,6 +23,8 @@ void model_init(size_t len)
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
     EXPECT(p != MAP_FAILED, "mmap of %zu bytes for the model: %m", len);
     EXPECT_CALL(mprotect(p + PAGE, len, PROT_READ | PROT_WRITE));
+    wrong_address = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    EXPECT(wrong_address != MAP_FAILED, "mmap: %m");
     model_start = p + PAGE;
     model_len = len;
 }
@@ -414,6 +417,10 @@ void torture_fail(struct worker *w, uint64_t addr, const char *fmt, ...)
     va_end(ap);
     say("not ok torture: %s\n#   seed %lu worker %u op %lu pid %d%s; newest operation first:\n",
         why, settings.seed, w->index, w->ops, (int)getpid(), w->in_child ? " (forked child)" : "");
+    if (addr && !*wrong_address)
+        *wrong_address = addr;
+    else if (*wrong_address) /* a child found it: is it wrong here too? */
+        say("#   word %lx is %016lx here\n", *wrong_address, *(uint64_t *)*wrong_address);
     if (addr)
         mapping_print(addr);
     history_print(w, addr ? addr & ~(PAGE - 1) : 0);
