@@ -42,8 +42,10 @@ everything() {
 echo "native run"
 serve "$CASE_TMP/native"
 (everything "$CASE_TMP/native" >everything.out 2>&1; echo $? >everything.rc) &
+driver=$!
 native "${redis_args[@]}" >native.log
-[[ $(wait; cat everything.rc) == 0 ]] || fail "natively: $(tail -1 everything.out)"
+wait "$driver"
+[[ $(<everything.rc) == 0 ]] || fail "natively: $(tail -1 everything.out)"
 budget_from_need
 
 echo "managed run"
