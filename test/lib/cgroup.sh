@@ -17,12 +17,16 @@ cg_is_v1() {
     [[ -d /sys/fs/cgroup/memory ]]
 }
 
+# cg_delegate FOLDER: memory is counted in the groups below it (version 2)
+cg_delegate() {
+    echo +memory >"${1%/*}/cgroup.subtree_control"
+    echo +memory >"$1/cgroup.subtree_control"
+}
+
 # cg_make FOLDER: with the leaves main and prog
 cg_make() {
     mkdir "$1" || return 1
-    if ! cg_is_v1; then
-        echo +memory >"$1/cgroup.subtree_control" || return 1
-    fi
+    cg_is_v1 || cg_delegate "$1" || return 1
     mkdir "$1/main" "$1/prog"
 }
 
