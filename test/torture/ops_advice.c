@@ -144,7 +144,8 @@ bool op_forkadvice(struct worker *w)
     struct run run = run_pick(w, P_MAPPED, P_FILE | P_SHARED, 64, false);
     long ret;
 
-    if (!run.r || !call_may_libc(w))
+    /* what libc's advice asked for is not known any more where a raw mremap takes it (README) */
+    if (!run.r || settings.calls != CALLS_LIBC || !call_may_libc(w))
         return false;
     ret = madvise((void *)run_addr(run), run.n * PAGE, kinds[k].advice) ? -errno : 0;
     note(w, kinds[k].name, false, run_addr(run), run.n * PAGE, 0, 0, ret);
