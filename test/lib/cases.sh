@@ -50,19 +50,34 @@ torture_case() {
         "--bytes 160M $*"
 }
 
-# torture_modes SECONDS: every way of eviction, calling, threading and storing meets every other often
+# torture_modes SECONDS: a line of standard input a mode: NAME OPTIONS SERVER-OPTIONS ARGUMENTS...
 torture_modes() {
     local n=0 name rest
     while read -r name rest; do
         eval "torture_case $name $1 $((SEED + n)) $rest"
         n=$((n + 1))
-    done <<'MODES'
+    done
+}
+
+# Every way of eviction, calling, threading and storing meets every other often
+torture_short() {
+    torture_modes "$1" <<'MODES'
 move1.libc evict_method=move '' --threads 1 --calls=libc
-move8.mixed evict_method=move '' --threads 8 --calls=mixed
-copy1.mixed evict_method=copy '' --threads 1 --calls=mixed
+move8.libc evict_method=move '' --threads 8 --calls=libc
+copy1.raw evict_method=copy '' --threads 1 --calls=raw
 copy8.libc evict_method=copy '' --threads 8 --calls=libc
 auto8.raw evict_method=auto 'memory_store=24M disk_store=2G' --threads 8 --calls=raw
 auto1.raw lease=false 'memory_store=24M disk_store=2G compression=lz4' --threads 1 --calls=raw
+MODES
+}
+
+# Libc's calls and raw ones on the same memory, and what the short run leaves out
+torture_long() {
+    torture_short "$1"
+    torture_modes "$1" <<'MODES'
+move8.mixed evict_method=move '' --threads 8 --calls=mixed
+copy1.mixed evict_method=copy '' --threads 1 --calls=mixed
+copy8.raw evict_method=copy '' --threads 8 --calls=raw
 MODES
 }
 
@@ -103,7 +118,7 @@ program_cases() {
 
 short_cases() {
     program_cases
-    torture_modes 10
+    torture_short 10
     echo "attach_cycles 180 '$LIB/attach_cycles.sh' 1000"
     behaviour_cases
     integration_cases
@@ -135,7 +150,7 @@ long_cases() {
         echo "large.$name $((limit * 15)) env EDM_TEST_SCALE=4 '$PROGRAMS'/$script"
     done < <(program_list)
     for round in {1..6}; do
-        SEED=$((SEED + 1000)) torture_modes "${EDM_TEST_TORTURE_SECONDS:-600}" |
+        SEED=$((SEED + 1000)) torture_long "${EDM_TEST_TORTURE_SECONDS:-600}" |
             sed "s/^torture\./torture.round$round./"
     done
     echo "attach_cycles.long 1800 '$LIB/attach_cycles.sh' 10000"

@@ -349,8 +349,8 @@ static struct run pick_target(struct worker *w, struct run source, uint32_t max)
     return run;
 }
 
-/* After a refusal nobody says whether the target is still there: never use it again. */
-static void target_lost(struct worker *w, struct run target)
+/* After a refusal nobody says what of it is still there, or moved already: never use it again. */
+static void run_lost(struct worker *w, struct run target)
 {
     for (uint32_t i = 0; i < target.n; i++)
         page_unmap(w, run_page(target, i));
@@ -372,12 +372,8 @@ bool op_remap_fixed(struct worker *w)
     ret = call_mremap(w, run_addr(run), run.n * PAGE, target.n * PAGE,
                       MREMAP_MAYMOVE | MREMAP_FIXED, run_addr(target));
     if (refused(w, run, ret, "mremap MREMAP_FIXED")) {
-        target_lost(w, target);
-        if (target.n < run.n) { /* what is too much may be gone already */
-            run.at += target.n;
-            run.n -= target.n;
-            target_lost(w, run);
-        }
+        run_lost(w, target);
+        run_lost(w, run);
         return false;
     }
     if (ret != (long)run_addr(target))
@@ -399,7 +395,8 @@ static bool dontunmap_fixed(struct worker *w, struct run run)
     ret = call_mremap(w, run_addr(run), run.n * PAGE, run.n * PAGE,
                       MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, run_addr(target));
     if (refused(w, run, ret, "mremap FIXED|DONTUNMAP")) {
-        target_lost(w, target);
+        run_lost(w, target);
+        run_lost(w, run);
         return false;
     }
     if (ret != (long)run_addr(target))
