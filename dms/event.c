@@ -74,8 +74,11 @@ static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
     in->stats.unmaps++;
     if (in->chan)
         evict_cancel(in, start, end);
-    if (in->chan && in_arena(in, start) && !op_note_covers(in, start, end))
-        __atomic_store_n(&in->chan->tampered, 1, __ATOMIC_RELEASE);
+    if (in_arena(in, start) && !op_note_covers(in, start, end)) {
+        in->tampered = true;
+        if (in->chan)
+            __atomic_store_n(&in->chan->tampered, 1, __ATOMIC_RELEASE);
+    }
     /* outside of the arena an unmapped page is like one never seen; tables for ranges that huge
      * would cost more than registering a hole does harm */
     bool make = in_arena(in, start) && end - start <= UNMAP_MAKE_MAX;

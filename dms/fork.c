@@ -195,6 +195,7 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
     child->arena_len = parent->arena_len;
     child->identity = parent->identity;
     child->features = parent->features;
+    child->tampered = parent->tampered;
     child->budget = (struct budget){
         .limit = parent->budget.limit, .high = parent->budget.high, .low = parent->budget.low};
     child->uffd = uffd;

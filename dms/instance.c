@@ -324,6 +324,7 @@ int instance_open_channel(struct instance *in)
     in->chan->ring_pages = pages;
     in->chan->cluster = in->set.cluster;
     in->chan->lpet_cpu = -1;
+    in->chan->tampered = in->tampered;
     return 0;
 }
 

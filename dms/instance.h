@@ -102,9 +102,10 @@ struct instance {
     atomic_int refs;
 
     pthread_mutex_t lock;
-    bool partial;       /* out of memory at its fork: an unknown page is lost, not new */
-    bool dead;          /* a system call said ESRCH */
-    bool claimed;       /* has a channel and an LPET */
+    bool partial;  /* out of memory at its fork: an unknown page is lost, not new */
+    bool dead;     /* a system call said ESRCH */
+    bool claimed;  /* has a channel and an LPET */
+    bool tampered; /* raw system calls have unmapped parts of the arena, here or in the parent */
     bool store_refused; /* the store had no room at the last try */
     bool kick;          /* something changed: look at the waiters again */
     bool foreign;       /* some page is FOREIGN: register piecewise */
