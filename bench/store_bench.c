@@ -1,16 +1,19 @@
 /*
  * Cost of the page store's calls, in ns each: store_put, store_view (with store_unview) and
  * store_unref, for raw and for LZ4 pages, over a working set of PAGES pages (default 65536);
- * with what memcpy and hash of a page cost alone, which are part of it.
+ * with what memcpy and hash of a page cost alone, which are part of it. Then what it costs to take
+ * a store of so many pages over: store_reopen, store_adopt of all, store_reopen_end, in ns a page.
  *
  * usage: store_bench [PAGES [ROUNDS]]
  */
 #include "../dms/store.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #define PAGE 4096u
@@ -101,6 +104,42 @@ static void bench(const char *name, enum edm_compression c, const unsigned char 
     free(h);
 }
 
+/* The files outlive store_fini by other descriptors, as they outlive a process. */
+static struct store_fds keep_files(void)
+{
+    struct store_fds f;
+    store_get_fds(&f);
+    return (struct store_fds){dup(f.memory), dup(f.slots), -1};
+}
+
+static void bench_reopen(const unsigned char *pages, uint32_t n)
+{
+    struct store_options opt = {.memory_bytes = (uint64_t)n * PAGE * 2,
+                                .compression = EDM_COMPRESSION_NONE};
+    char err[256];
+    store_handle *h = calloc(n, sizeof *h);
+    uint32_t lost = 0;
+    check(h ? 0 : -ENOMEM, "memory");
+    check(store_init(&opt, err, sizeof err), "store_init");
+    for (uint32_t i = 0; i < n; i++)
+        check(store_put(pages + (size_t)(i % 64) * PAGE, i, false, &h[i]), "store_put");
+    struct store_fds fds = keep_files();
+    store_fini();
+    double t0 = now();
+    check(store_reopen(&opt, &fds, err, sizeof err), "store_reopen");
+    double t1 = now();
+    for (uint32_t i = 0; i < n; i++)
+        lost += !store_adopt(h[i], i);
+    double t2 = now();
+    store_reopen_end();
+    double t3 = now();
+    check(lost ? -EIO : 0, "store_adopt");
+    printf("take over: reopen %.0f ns, adopt %.0f ns, end %.0f ns\n", (t1 - t0) / n, (t2 - t1) / n,
+           (t3 - t2) / n);
+    store_fini();
+    free(h);
+}
+
 int main(int argc, char **argv)
 {
     uint32_t n = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 65536;
@@ -115,5 +154,6 @@ int main(int argc, char **argv)
     bench_parts(pages, n);
     bench("raw", EDM_COMPRESSION_NONE, pages, n, rounds);
     bench("lz4", EDM_COMPRESSION_LZ4, pages, n, rounds);
+    bench_reopen(pages, n);
     return 0;
 }

@@ -56,7 +56,7 @@ const struct edm_option edm_options[] = {
     {FIELD(compression), .type = EDM_TYPE_CHOICE, .choices = compressions, .def = "auto",
      .is_server = true,
      .text = "auto: raw while there is room, then LZ4; lz4: always; none: never"},
-    {FIELD(replicas), .type = EDM_TYPE_UINT, .min = 1, .max = 8, .def = "1",
+    {FIELD(replicas), .type = EDM_TYPE_UINT, .min = 1, .max = 3, .def = "1",
      .text = "copies of a stored page, on different hosts where there are"},
     {FIELD(placement), .type = EDM_TYPE_CHOICE, .choices = placements, .def = "local",
      .text = "where pages are stored; remote: never on the instance's own host"},

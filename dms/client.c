@@ -244,5 +244,7 @@ int edm_client_runs(const struct edm_config *c, bool shared, char *err, size_t e
         return fd;
     rc = edm_client_call(fd, &ping, NULL, err, errlen);
     close(fd);
+    if (rc == -ECONNRESET) /* it was just ending, or killed */
+        return 0;
     return rc ? rc : 1;
 }

@@ -56,6 +56,17 @@ int cmd_text_part(void *ctx, const char *text, size_t len);
 /* Takes the ends of lines at the end away. */
 void cmd_text_trim(struct cmd_text *t);
 
+/* Asks a server for the number of its ranks and of the instances that this one serves. 0 or -errno
+ * with a line in err. Either place may be NULL. */
+int cmd_server_size(int fd, unsigned *ranks, unsigned *instances, char *err, size_t errlen);
+
+/* The same for the instances that this rank serves, and the pages that it keeps for other ranks. */
+int cmd_server_needs(int fd, unsigned *instances, uint64_t *kept_pages, char *err, size_t errlen);
+
+/* What `dms --version` on a host (hosts_run) says about it: 0, or -errno with a line in err. */
+struct hosts_result;
+int cmd_host_verdict(const struct hosts_result *r, const char *dms, char *err, size_t errlen);
+
 /* Bytes as "1.5G"; buf of 16. */
 const char *cmd_human(double bytes, char *buf);
 

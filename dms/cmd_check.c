@@ -2,6 +2,8 @@
  * edm check: one line per need: ok, or what is wrong and how to mend it.
  */
 #include "cmd.h"
+#include "hosts.h"
+#include "store_disk.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,6 +31,10 @@ struct pagemap_scan { /* struct pm_scan_arg */
     uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 #define PAGEMAP_SCAN_IOCTL _IOWR('f', 16, struct pagemap_scan)
+
+#define MPI_LIMIT_S 20
+#define HOST_LIMIT_S 20
+#define CLOCK_LIMIT_S 1.0
 
 enum verdict { FINE, WORSE, BROKEN }; /* WORSE: EDM runs, but slower or with less */
 
@@ -243,6 +249,27 @@ static bool in_path(const char *name)
     return false;
 }
 
+/* Needed as soon as there are hosts. */
+static void check_mpi(struct checker *k)
+{
+    enum verdict bad = *k->config->hosts ? BROKEN : WORSE;
+    const struct hosts here = {.names = {""}, .n = 1};
+    struct hosts_result r = {0};
+
+    if (!in_path("mpiexec")) {
+        say(k, bad, "MPI", "no mpiexec: one rank works without; for more install mpich");
+        return;
+    }
+    hosts_run(&here, "mpiexec -n 2 true", MPI_LIMIT_S, &r);
+    if (r.status == 0)
+        say(k, FINE, "MPI", "mpiexec starts programs");
+    else if (r.status == -ETIMEDOUT)
+        say(k, bad, "MPI", "mpiexec -n 2 true does not end: does this host's name resolve?");
+    else
+        say(k, bad, "MPI", "mpiexec -n 2 true: status %d: %.*s", r.status,
+            (int)strcspn(r.output, "\n"), r.output);
+}
+
 static void check_programs(struct checker *k)
 {
     char path[PATH_MAX], err[CMD_ERR_MAX];
@@ -257,10 +284,78 @@ static void check_programs(struct checker *k)
         say(k, BROKEN, "server program", "%s: %s", path, strerror(errno));
     else
         say(k, FINE, "server program", "%s", path);
-    if (in_path("mpiexec"))
-        say(k, FINE, "MPI", "mpiexec is there");
+    check_mpi(k);
+}
+
+/* ---- hosts ---- */
+
+int cmd_host_verdict(const struct hosts_result *r, const char *dms, char *err, size_t errlen)
+{
+    static const char mine[] = "edm-dms " EDM_VERSION;
+    const char *said = r->output;
+
+    if (r->status == -ETIMEDOUT)
+        snprintf(err, errlen, "does not answer: is it up, and ssh open?");
+    else if (r->status == -EHOSTUNREACH)
+        snprintf(err, errlen, "cannot be reached: %s", *said ? said : "ssh failed");
+    else if (r->status == 126 || r->status == 127)
+        snprintf(err, errlen, "%s is not there: install EDM at the same path as here", dms);
+    else if (r->status)
+        snprintf(err, errlen, "%s does not work there (status %d): %s", dms, r->status, said);
+    else if (strncmp(said, mine, strlen(mine)) != 0)
+        snprintf(err, errlen, "it has %.40s, and here is %s: install the same on both", said, mine);
     else
-        say(k, WORSE, "MPI", "no mpiexec: one rank works without; for more install mpich");
+        return 0;
+    for (char *c = err; *c; c++)
+        if (strchr("\r\n", *c))
+            *c = ' ';
+    return r->status < 0 ? r->status : -ENOEXEC;
+}
+
+static void check_host(struct checker *k, const char *name, const struct hosts_result *r,
+                       const char *dms)
+{
+    const char *time = strchr(r->output, '\n');
+    char what[80], err[CMD_ERR_MAX];
+    double off, slack = (r->ended - r->started) / 2;
+
+    snprintf(what, sizeof(what), "host %.70s", name);
+    if (cmd_host_verdict(r, dms, err, sizeof(err))) {
+        say(k, BROKEN, what, "%s", err);
+        return;
+    }
+    off = (time ? strtod(time, NULL) : 0) - r->started - slack;
+    if (off > slack + CLOCK_LIMIT_S || off < -slack - CLOCK_LIMIT_S)
+        say(k, WORSE, what,
+            "edm-dms " EDM_VERSION "; its clock is %+.1f s off: EDM does not mind, readers of "
+            "logs may",
+            off);
+    else
+        say(k, FINE, what, "edm-dms " EDM_VERSION ", clock %+.2f s (+-%.2f)%s", off, slack,
+            hosts_is_local(name) ? ", this host" : "");
+}
+
+static void check_hosts(struct checker *k)
+{
+    char dms[PATH_MAX], line[PATH_MAX * 4] = "", err[CMD_ERR_MAX];
+    struct hosts_result *r;
+    struct hosts h = {.n = 0};
+
+    if (hosts_parse(&h, k->config->hosts, err, sizeof(err))) {
+        say(k, BROKEN, "hosts", "%s", err);
+        return;
+    }
+    if (!h.n || edm_launch_find_dms(dms, sizeof(dms), err, sizeof(err)) ||
+        hosts_quote(line, sizeof(line) - 32, dms))
+        return;
+    strcat(line, " --version && date +%s.%N");
+    r = calloc(h.n, sizeof(*r));
+    if (!r)
+        return;
+    hosts_run(&h, line, HOST_LIMIT_S, r);
+    for (unsigned i = 0; i < h.n; i++)
+        check_host(k, h.names[i], &r[i], dms);
+    free(r);
 }
 
 /* ---- stores ---- */
@@ -290,6 +385,8 @@ static void check_disk(struct checker *k)
         return;
     }
     existing_parent(c->disk_path, dir, sizeof(dir));
+    if (access(dir, W_OK | X_OK) && strcmp(dir, DISK_PATH_DEFAULT) == 0)
+        *strrchr(dir, '/') = '\0'; /* another user's: the server then uses the one above */
     if (stat(dir, &st) || !S_ISDIR(st.st_mode)) {
         say(k, BROKEN, "disk store", "%s is not a directory: set disk_path to one", dir);
         return;
@@ -391,6 +488,7 @@ static int check_main(const struct cmd *self, int argc, char **argv)
     check_programs(&k);
     check_memory(&k);
     check_disk(&k);
+    check_hosts(&k);
     rc = k.broken;
 out:
     cmd_settings_fini(&s);

@@ -41,6 +41,56 @@ static void print_plain(const char *text, int width)
 
 /* ---- the server ---- */
 
+/* All that a server says of itself; NULL with *rc and a line in err. */
+static json_t *ask(int fd, int *rc, char *err, size_t errlen)
+{
+    struct cmd_text answer = {0};
+    const struct edm_request all = {0};
+    const struct edm_client_call call = {.type = EDM_MSG_STAT,
+                                         .payload = &all,
+                                         .len = sizeof(all),
+                                         .part = cmd_text_part,
+                                         .ctx = &answer};
+    *rc = edm_client_call(fd, &call, NULL, err, errlen);
+    json_t *root = *rc ? NULL : json_loadb(answer.text, answer.len, 0, NULL);
+
+    free(answer.text);
+    if (!*rc && !root) {
+        snprintf(err, errlen, "the server's answer is no JSON: restart it");
+        *rc = -EPROTO;
+    }
+    return root;
+}
+
+int cmd_server_size(int fd, unsigned *ranks, unsigned *instances, char *err, size_t errlen)
+{
+    int rc;
+    json_t *root = ask(fd, &rc, err, errlen);
+
+    if (ranks && root)
+        *ranks = (unsigned)number(json_object_get(root, "server"), "ranks");
+    if (instances && root)
+        *instances = (unsigned)json_array_size(json_object_get(root, "instances"));
+    json_decref(root);
+    return rc;
+}
+
+int cmd_server_needs(int fd, unsigned *instances, uint64_t *kept_pages, char *err, size_t errlen)
+{
+    int rc;
+    size_t i;
+    json_t *root = ask(fd, &rc, err, errlen), *peer;
+
+    if (!root)
+        return rc;
+    *instances = (unsigned)json_array_size(json_object_get(root, "instances"));
+    *kept_pages = 0;
+    json_array_foreach(json_object_get(json_object_get(root, "server"), "peers"), i,
+                       peer) *kept_pages += (uint64_t)number(peer, "kept_pages");
+    json_decref(root);
+    return 0;
+}
+
 static void print_store(const char *name, const json_t *store)
 {
     char used[16], capacity[16];

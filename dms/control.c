@@ -1,6 +1,7 @@
 /* Answers to `edm`: statistics, resize, evict, fetch, stop. */
 #include "../config/log.h"
 #include "instance.h"
+#include "keeper.h"
 #include "peer.h"
 #include "server.h"
 #include <errno.h>
@@ -20,8 +21,8 @@ struct kept {
 
 static struct {
     pthread_mutex_t lock;
-    uint64_t tokens[256];
-    unsigned ntokens;
+    unsigned
+        next; /* of the state's tokens, which a successor goes on with: the one to be forgotten */
     struct kept *first;
     unsigned count;
 } watch = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -35,8 +36,8 @@ void control_init(void)
 
 static bool watched(uint64_t token)
 {
-    for (unsigned i = 0; i < watch.ntokens; i++)
-        if (watch.tokens[i] == token)
+    for (unsigned i = 0; i < STATE_WATCHED; i++)
+        if (keeper_state()->watched[i] == token)
             return true;
     return false;
 }
@@ -67,10 +68,12 @@ void control_keep(struct instance *in)
 
 static void watch_begin(uint64_t token)
 {
+    uint64_t *tokens = keeper_state()->watched;
     pthread_mutex_lock(&watch.lock);
-    if (watch.ntokens == 256) /* the oldest watcher is long gone */
-        memmove(watch.tokens, watch.tokens + 1, --watch.ntokens * sizeof(*watch.tokens));
-    watch.tokens[watch.ntokens++] = token;
+    for (unsigned i = 0; i < STATE_WATCHED && tokens[watch.next]; i++)
+        watch.next = (watch.next + 1) % STATE_WATCHED;
+    tokens[watch.next] = token; /* all in use: the oldest watcher is long gone */
+    watch.next = (watch.next + 1) % STATE_WATCHED;
     pthread_mutex_unlock(&watch.lock);
 }
 
@@ -91,9 +94,9 @@ static void watch_end(uint64_t token, FILE *f, const char **comma)
         free(k->json);
         free(k);
     }
-    for (unsigned i = 0; i < watch.ntokens; i++)
-        if (watch.tokens[i] == token)
-            watch.tokens[i--] = watch.tokens[--watch.ntokens];
+    for (unsigned i = 0; i < STATE_WATCHED; i++)
+        if (keeper_state()->watched[i] == token)
+            keeper_state()->watched[i] = 0;
     pthread_mutex_unlock(&watch.lock);
 }
 
@@ -115,7 +118,9 @@ static void json_server(FILE *f)
     json_level(f, "memory_store", &s.memory);
     fputc(',', f);
     json_level(f, "disk_store", &s.disk);
-    fprintf(f, ",\"raw_pages\":%lu,\"lz4_pages\":%lu,\"peers\":[]}", s.raw_pages, s.lz4_pages);
+    fprintf(f, ",\"raw_pages\":%lu,\"lz4_pages\":%lu,\"peers\":", s.raw_pages, s.lz4_pages);
+    copies_peers_json(f);
+    fputc('}', f);
 }
 
 static int send_text(int fd, const char *text, size_t len)
@@ -173,6 +178,7 @@ static void serve_resize(int fd, const struct edm_request *r, struct instance *i
     in->set.local_memory = r->size;
     in->set.local_permille = 0;
     budget_set(in, r->size >> EDM_PAGE_SHIFT);
+    instance_save(in);
     pthread_mutex_unlock(&in->lock);
     instance_wake(in);
     server_send_done(fd, 0, 0, "");
@@ -195,7 +201,7 @@ static void serve_evict(int fd, const struct edm_request *r, struct instance *in
     pthread_mutex_lock(&in->lock);
     uint64_t resident = in->budget.resident + in->budget.leases * EDM_CHUNK_PAGES;
     uint64_t total = want < resident ? want : resident, since = now_ns();
-    uint64_t start = in->stats.evicted, left = total;
+    uint64_t start = in->stats->evicted, left = total;
     in->budget.forced = total;
     while (in->budget.forced + in->budget.evicting > 0 && !in->dead) {
         in->kick = true;
@@ -212,7 +218,7 @@ static void serve_evict(int fd, const struct edm_request *r, struct instance *in
         send_progress(&fd, total - (left < total ? left : total), total);
     }
     in->budget.forced = 0;
-    uint64_t done = in->stats.evicted - start;
+    uint64_t done = in->stats->evicted - start;
     pthread_mutex_unlock(&in->lock);
     server_send_done(fd, 0, (uint32_t)done, "");
 }
@@ -258,11 +264,20 @@ static void serve_stop(int fd)
     server_stop();
 }
 
+/* As if killed, but between two messages of the front door: the keeper has it all. */
+static void serve_handover(int fd)
+{
+    edm_info("handing over to a successor");
+    server_send_done(fd, 0, instance_count(), "");
+    _exit(0);
+}
+
 void control_serve(int fd, const struct edm_msg *msg, const void *payload)
 {
     struct edm_request r = {0};
     memcpy(&r, payload, msg->len < sizeof(r) ? msg->len : sizeof(r));
-    bool bare = msg->type == EDM_MSG_PING || msg->type == EDM_MSG_STOP;
+    bool bare =
+        msg->type == EDM_MSG_PING || msg->type == EDM_MSG_STOP || msg->type == EDM_MSG_HANDOVER;
     if (msg->len != (bare ? 0 : sizeof(r))) {
         edm_warn("malformed request %u: connection dropped", msg->type);
     } else if (msg->type == EDM_MSG_PING) {
@@ -274,6 +289,8 @@ void control_serve(int fd, const struct edm_msg *msg, const void *payload)
         server_send_done(fd, 0, 0, "");
     } else if (msg->type == EDM_MSG_STOP) {
         serve_stop(fd);
+    } else if (msg->type == EDM_MSG_HANDOVER) {
+        serve_handover(fd);
     } else {
         serve_instance(fd, msg, &r);
     }

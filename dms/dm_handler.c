@@ -4,6 +4,7 @@
  * be resolved at once becomes a waiter; whoever changes what it waits for sets in->kick.
  */
 #include "../config/log.h"
+#include "die.h"
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
@@ -19,6 +20,8 @@
 #define WAIT_LIMIT_NS                                                                              \
     1000000000ull /* without any progress: then a fault no longer waits for room */
 
+static void prefetch(struct instance *in, uint64_t addr);
+
 static const uint8_t zeros[ZERO_PAGES * EDM_PAGE_SIZE] __attribute__((aligned(4096)));
 
 static bool is_write(const struct waiter *w)
@@ -28,7 +31,7 @@ static bool is_write(const struct waiter *w)
 
 static int fault_done(struct instance *in, const struct waiter *w)
 {
-    stats_latency_add(&in->stats, now_ns() - w->since_ns);
+    stats_latency_add(in->stats, now_ns() - w->since_ns);
     return 0;
 }
 
@@ -47,7 +50,7 @@ static int fault_wake(struct instance *in, const struct waiter *w)
 static int fault_error(struct instance *in, const struct waiter *w, int err)
 {
     if (err == -EAGAIN || err == -ENOMEM) {
-        in->stats.again++;
+        in->stats->again++;
         return fault_wait(WAIT_AGAIN);
     }
     if (err == -ESRCH)
@@ -83,7 +86,7 @@ void dm_handler_stored_is_resident(struct instance *in, uint32_t id)
 {
     struct page *p = spt_page(&in->spt, id);
     in->stored--;
-    if (store_fullness() > 500)
+    if (copies_fullness(p->handle) > 500)
         page_drop_handle(p);
     p->flags &= (uint8_t)~PF_FETCHING;
     make_resident(in, id);
@@ -93,9 +96,11 @@ void dm_handler_page_lost(struct instance *in, uint32_t id, int err)
 {
     uint64_t addr = spt_addr(&in->spt, id);
     struct page *p = spt_page(&in->spt, id);
-    edm_error("pid %d: page %#lx is lost (%s, slot %u): whoever touches it gets SIGBUS", in->pid,
-              (unsigned long)addr, err == -EBADMSG ? "damaged" : strerror(-err), p->handle);
-    in->stats.poisoned++;
+    char where[64];
+    copies_describe(p->handle, where, sizeof(where));
+    edm_error("pid %d: page %#lx is lost (%s, %s): whoever touches it gets SIGBUS", in->pid,
+              (unsigned long)addr, err == -EBADMSG ? "damaged" : strerror(-err), where);
+    in->stats->poisoned++;
     page_forget(in, spt_chunk_of(&in->spt, id), id, PAGE_POISONED);
 }
 
@@ -119,10 +124,11 @@ static int fault_limbo(struct instance *in, const struct waiter *w, uint32_t id)
         uffd_copy(in->uffd, w->addr, in->limbo.data + (size_t)ring * EDM_PAGE_SIZE, 1, true, NULL);
     if (err && err != -EEXIST)
         return fault_error(in, w, err);
+    die_at(DIE_LIMBO_PLACED);
     in->limbo.owner[ring] = RING_FREE;
     in->limbo.used--;
     p->flags |= PF_HOT;
-    in->stats.faults_limbo++;
+    in->stats->faults_limbo++;
     make_resident(in, id);
     return err ? fault_wake(in, w) : fault_done(in, w);
 }
@@ -133,15 +139,25 @@ static int fetch_now(struct instance *in, uint32_t id, bool wake, bool *on_disk)
     uint8_t buf[EDM_PAGE_SIZE] __attribute__((aligned(64)));
     struct page *p = spt_page(&in->spt, id);
     struct store_view v;
-    int err = store_view(p->handle, p->version, buf, &v);
+    int err = copies_view(p->handle, p->version, buf, &v);
     *on_disk = err == -EAGAIN;
     if (err)
         return err;
     err = uffd_copy(in->uffd, spt_addr(&in->spt, id), v.data, 1, wake, NULL);
     store_unview(&v);
+    if (!err)
+        die_at(DIE_STORED_PLACED);
     if (!err || err == -EEXIST)
         dm_handler_stored_is_resident(in, id);
     return err;
+}
+
+/* A page that fetch_now found to be on disk or on another rank. */
+static void fetch_begin(struct instance *in, uint32_t id)
+{
+    int rank = copies_rank(spt_page(&in->spt, id)->handle);
+    if (rank < 0 || fetch_remote(in, id, rank))
+        fetch_start(in, id);
 }
 
 static int fault_stored(struct instance *in, const struct waiter *w, uint32_t id)
@@ -154,8 +170,10 @@ static int fault_stored(struct instance *in, const struct waiter *w, uint32_t id
         return fault_wait(WAIT_ROOM);
     int err = fetch_now(in, id, true, &on_disk);
     if (on_disk) {
-        err = fetch_start(in, id);
-        return err ? fault_wait(WAIT_AGAIN) : fault_wait(WAIT_OUTCOME);
+        fetch_begin(in, id);
+        fetch_flush(in); /* this page alone: it comes before those fetched ahead */
+        fetch_remote_flush(in);
+        return fault_wait(WAIT_OUTCOME);
     }
     if (err == -EBADMSG) {
         dm_handler_page_lost(in, id, err);
@@ -163,7 +181,7 @@ static int fault_stored(struct instance *in, const struct waiter *w, uint32_t id
     }
     if (err)
         return fault_error(in, w, err);
-    in->stats.faults_existing++;
+    in->stats->faults_existing++;
     return fault_done(in, w);
 }
 
@@ -178,6 +196,8 @@ static int place_zeros(struct instance *in, const struct waiter *w, uint32_t id,
         err = uffd_zero(in->uffd, spt_addr(&in->spt, id), 1);
         done = err ? 0 : 1;
     }
+    if (done)
+        die_at(DIE_ZERO_PLACED);
     for (uint32_t i = 0; i < done; i++)
         make_resident(in, id + i);
     return done ? 0 : err;
@@ -210,7 +230,7 @@ static int fault_new(struct instance *in, const struct waiter *w, struct chunk *
     int err = lease_take(in, c, w->addr);
     if (err == -EAGAIN)
         return fault_wait(WAIT_AGAIN);
-    in->stats.faults_new += err == 0;
+    in->stats->faults_new += err == 0;
     if (!err)
         return fault_done(in, w);
     if (!c->pages[id % EDM_CHUNK_PAGES].pins && !room_for(in, w))
@@ -218,12 +238,12 @@ static int fault_new(struct instance *in, const struct waiter *w, struct chunk *
     err = place_zeros(in, w, id, new_run(in, w, id));
     if (err == -EEXIST) { /* it is there, served while nobody looked (KERNEL.md 21) */
         make_resident(in, id);
-        in->stats.faults_new++;
+        in->stats->faults_new++;
         return fault_wake(in, w);
     }
     if (err)
         return fault_error(in, w, err);
-    in->stats.faults_new++;
+    in->stats->faults_new++;
     return fault_done(in, w);
 }
 
@@ -283,7 +303,7 @@ static int fault_resolve(struct instance *in, const struct waiter *w)
 {
     if (w->addr == in->identity)
         return fault_identity(in, w);
-    struct chunk *c = spt_chunk(&in->spt, w->addr, true);
+    struct chunk *c = page_chunk(in, w->addr);
     if (!c)
         return fault_wait(WAIT_AGAIN);
     uint32_t id = spt_id(c, spt_index(w->addr));
@@ -319,7 +339,7 @@ bool dm_handler_prefetch(struct instance *in, uint64_t addr)
 {
     struct chunk *c = spt_chunk(&in->spt, addr, false);
     bool on_disk;
-    if (!c || !budget_has_room(in, 1))
+    if (!c || !budget_has_room(in, 1) || in->budget.fetching >= IN_FLIGHT_MAX)
         return false;
     uint32_t id = spt_id(c, spt_index(addr));
     struct page *p = spt_page(&in->spt, id);
@@ -327,11 +347,11 @@ bool dm_handler_prefetch(struct instance *in, uint64_t addr)
         return true;
     int err = fetch_now(in, id, false, &on_disk);
     if (on_disk)
-        err = fetch_start(in, id);
-    if (err)
+        fetch_begin(in, id);
+    else if (err)
         return false;
     p->flags |= PF_PREFETCHED;
-    in->stats.prefetch_fetched++;
+    in->stats->prefetch_fetched++;
     return true;
 }
 
@@ -343,10 +363,12 @@ static void prefetch(struct instance *in, uint64_t addr)
     max = max < in->set.prefetch_max ? max : in->set.prefetch_max;
     struct prefetch_plan plan =
         prefetch_fault(&in->prefetcher, addr >> EDM_PAGE_SHIFT, (uint32_t)max);
-    in->stats.prefetch_used += plan.used;
+    in->stats->prefetch_used += plan.used;
     for (uint32_t i = 0; i < plan.count; i++)
         if (!dm_handler_prefetch(in, (plan.first + (uint64_t)(plan.stride * i)) << EDM_PAGE_SHIFT))
             break;
+    fetch_flush(in);
+    fetch_remote_flush(in);
 }
 
 /* ---- waiting faults ---- */
@@ -375,7 +397,7 @@ void dm_handler_served(struct instance *in, uint64_t addr)
         const struct waiter *w = &in->waiters[i];
         if (w->addr == addr && !(w->flags & UFFD_PAGEFAULT_FLAG_WP)) {
             in->again -= w->why == WAIT_AGAIN;
-            in->stats.faults_existing++;
+            in->stats->faults_existing++;
             fault_done(in, w);
         } else {
             in->waiters[kept++] = *w;
@@ -386,14 +408,14 @@ void dm_handler_served(struct instance *in, uint64_t addr)
 
 static void fault_handle(struct instance *in, const struct waiter *w, bool first)
 {
-    uint64_t existing = in->stats.faults_existing;
+    uint64_t existing = in->stats->faults_existing, fetching = in->budget.fetching;
     int why = fault_resolve(in, w);
     if (why) {
-        in->stats.faults_waited += first;
+        in->stats->faults_waited += first;
         dm_handler_wait(in, w, (enum wait_reason)(why - 1));
-    } else if (in->stats.faults_existing != existing) {
-        prefetch(in, w->addr);
     }
+    if (in->stats->faults_existing != existing || in->budget.fetching > fetching)
+        prefetch(in, w->addr);
 }
 
 static void set_starved(struct instance *in, bool starved)
@@ -422,32 +444,29 @@ static void waiters_retry(struct instance *in)
         in->again_since_ns = 0;
     else if (!in->again_since_ns)
         in->again_since_ns = now_ns();
-    set_starved(in, in->again && now_ns() - in->again_since_ns > 5000000);
+    set_starved(in, (in->again && now_ns() - in->again_since_ns > 5000000) ||
+                        in->arrived_tries > ARRIVED_STARVED);
 }
 
 /* ---- the loop ---- */
 
 static int msgs_handle(struct instance *in)
 {
-    struct uffd_msg msgs[MSGS];
     if (in->chan)
         in->cmd_limit = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE);
-    int n = uffd_read(in->uffd, msgs, MSGS);
+    ghost_expire(in);
+    int n = events_read(in);
     uint64_t now = n ? now_ns() : 0;
-    /* faults are read before older events: apply the events first, then look pages up */
-    in->in_batch = true;
-    for (int i = 0; i < n; i++)
-        if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
-            event_handle(in, &msgs[i]);
-    in->in_batch = false;
     for (int i = 0; i < n; i++) {
-        if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
+        const struct uffd_msg *m = &in->img->msgs[i];
+        if (m->event != UFFD_EVENT_PAGEFAULT)
             continue;
-        struct waiter w = {.addr = msgs[i].arg.pagefault.address & ~(EDM_PAGE_SIZE - 1),
-                           .flags = msgs[i].arg.pagefault.flags,
-                           .tid = msgs[i].arg.pagefault.feat.ptid,
+        struct waiter w = {.addr = m->arg.pagefault.address & ~(EDM_PAGE_SIZE - 1),
+                           .flags = m->arg.pagefault.flags,
+                           .tid = m->arg.pagefault.feat.ptid,
                            .since_ns = now};
         fault_handle(in, &w, true);
+        handlers_fault(in, w.tid, now);
     }
     return n;
 }
@@ -455,8 +474,9 @@ static int msgs_handle(struct instance *in)
 void dm_handler_step(struct instance *in)
 {
     evict_complete(in);
-    for (int i = 0; i < 8 && msgs_handle(in) == MSGS; i++)
+    for (int i = 0; i < 8 && msgs_handle(in) == IMAGE_MSGS; i++)
         ;
+    fetch_settle(in);
     if (in->kick || in->again)
         waiters_retry(in);
     evict_kick(in);
@@ -470,6 +490,8 @@ static int next_timeout_us(const struct instance *in)
     const struct limbo *l = &in->limbo;
     if (in->again)
         return now_ns() - in->again_since_ns < 1000000 ? 50 : 1000;
+    if (in->arrived)
+        return in->arrived_tries < 10 * ARRIVED_STARVED ? 50 : 1000;
     if (l->used > l->target && l->owner[l->tail % l->pages] != RING_PENDING && budget_is_kept(in) &&
         !in->store_refused)
         return 0;
@@ -487,10 +509,17 @@ void *dm_handler_main(void *arg)
 {
     struct instance *in = arg;
     int timeout = -1;
+    pthread_mutex_lock(&in->lock); /* until all are started */
+    unsigned index = 0;
+    while (index < in->nhandlers && !pthread_equal(in->handlers[index], pthread_self()))
+        index++;
+    pthread_mutex_unlock(&in->lock);
     while (!atomic_load(&in->stop)) {
+        handlers_wait(in, index);
         struct pollfd fds[3] = {{.fd = in->uffd, .events = POLLIN},
                                 {.fd = in->wake_efd, .events = POLLIN},
                                 {.fd = in->comp_efd, .events = POLLIN}};
+        fetch_remote_spin(in);
         struct timespec ts = {timeout / 1000000, timeout % 1000000 * 1000};
         int n = timeout == 0 ? 0 : ppoll(fds, 3, timeout < 0 ? NULL : &ts, NULL);
         if (atomic_load(&in->stop))

@@ -3,7 +3,9 @@
  * truth about its mappings; the hooks only help.
  */
 #include "../config/log.h"
+#include "die.h"
 #include "instance.h"
+#include "keeper.h"
 #include "uffd.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -18,6 +20,64 @@ static bool page_is_copied_out(struct instance *in, const struct page *p)
            in->tracks[p->link.next / EDM_CMD_PAGES].kind == EDM_CMD_COPY;
 }
 
+/*
+ * Steps of an event that must be done once, also when a server dies in the midst: `step` counts
+ * from 1 and rises. False: the dead server had done it. *again: it had begun it.
+ */
+static bool step_begin(struct instance *in, uint64_t step, const struct page *before, bool *again)
+{
+    struct image_redo *r = &in->img->redo;
+    if (r->msg != in->img->next) {
+        r->step = r->done = 0;
+        image_order();
+        r->msg = in->img->next;
+        image_order();
+    }
+    if (step <= r->done)
+        return false;
+    *again = r->step == step;
+    if (*again)
+        return true;
+    r->page = *before;
+    image_order();
+    r->step = step;
+    image_order();
+    return true;
+}
+
+/* Had the dead server ended this step of the event that is being applied? */
+static bool step_is_done(const struct instance *in, uint64_t step)
+{
+    const struct image_redo *r = &in->img->redo;
+    return r->msg == in->img->next && step <= r->done;
+}
+
+/* … or begun it, at least? */
+static bool step_is_begun(const struct instance *in, uint64_t step)
+{
+    const struct image_redo *r = &in->img->redo;
+    return r->msg == in->img->next && step <= r->step;
+}
+
+static void step_end(struct instance *in, uint64_t step)
+{
+    image_order();
+    in->img->redo.done = step;
+    image_order();
+}
+
+/* One more REMOVE event for a page that is being copied out. */
+static void page_removed(struct instance *in, struct page *p, uint64_t step)
+{
+    bool again;
+    if (!step_begin(in, step, p, &again))
+        return;
+    uint8_t before = in->img->redo.page.removes;
+    p->removes = before < 3 ? before + 1 : before;
+    die_at(DIE_REMOVE_COUNTED);
+    step_end(in, step);
+}
+
 /* The program discarded pages [first, last] of a chunk. The pages themselves go only later. */
 static void chunk_remove(struct instance *in, struct chunk *c, uint32_t first, uint32_t last)
 {
@@ -30,17 +90,35 @@ static void chunk_remove(struct instance *in, struct chunk *c, uint32_t first, u
     for (uint32_t i = first; i <= last; i++) {
         struct page *p = &c->pages[i];
         if (page_is_copied_out(in, p) && !(p->flags & PF_DISCARD))
-            p->removes += p->removes < 3;
+            page_removed(in, p, (c->addr >> EDM_PAGE_SHIFT) + i);
         else if (p->state != PAGE_NEW && p->state != PAGE_FOREIGN)
             page_forget(in, c, spt_id(c, i), PAGE_NEW);
+        die_at(DIE_REMOVE_PAGE);
     }
+}
+
+static void unmap_ghost(struct instance *in, uint64_t addr, uint64_t step)
+{
+    const struct page nothing = {.state = PAGE_NEW};
+    bool again;
+    if (!step_begin(in, step, &nothing, &again))
+        return;
+    ghost_drop(in, addr);
+    step_end(in, step);
 }
 
 static void chunk_unmap(struct instance *in, struct chunk *c, uint32_t first, uint32_t last)
 {
-    for (uint32_t i = first; i <= last; i++)
-        if (c->pages[i].state != PAGE_FOREIGN)
+    for (uint32_t i = first; i <= last; i++) {
+        uint64_t addr = c->addr + i * EDM_PAGE_SIZE, step = addr >> EDM_PAGE_SHIFT;
+        if (step_is_done(in, step)) /* its ghost was meant, and is gone */
+            continue;
+        if (ghost_is_meant(in, addr, 0))
+            unmap_ghost(in, addr, step);
+        else if (c->pages[i].state != PAGE_FOREIGN)
             page_forget(in, c, spt_id(c, i), PAGE_FOREIGN);
+        die_at(DIE_UNMAP_PAGE);
+    }
 }
 
 typedef void chunk_fn(struct instance *, struct chunk *, uint32_t, uint32_t);
@@ -65,17 +143,18 @@ static bool in_arena(const struct instance *in, uint64_t addr)
 
 static void event_remove(struct instance *in, uint64_t start, uint64_t end)
 {
-    in->stats.removes++;
+    in->stats->removes++;
     for_chunks(in, start, end, false, chunk_remove);
 }
 
 static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
 {
-    in->stats.unmaps++;
+    in->stats->unmaps++;
     if (in->chan)
         evict_cancel(in, start, end);
     if (in_arena(in, start) && !op_note_covers(in, start, end)) {
         in->tampered = true;
+        in->img->tampered = 1;
         if (in->chan)
             __atomic_store_n(&in->chan->tampered, 1, __ATOMIC_RELEASE);
     }
@@ -125,6 +204,17 @@ static void command_orphan(struct instance *in, struct chunk *c, uint32_t i)
     spt_set(c, p, PAGE_NEW);
 }
 
+/* A late command may have taken the page that leaves its address: it is asked for where it goes. */
+static void target_follow(struct instance *in, uint32_t from, uint32_t to)
+{
+    for (uint32_t n = in->cmd_seen; in->nat && n != in->cmd_head; n++) {
+        struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
+        for (uint32_t i = 0; i < t->npages; i++)
+            if (t->at[i] == from)
+                t->at[i] = to;
+    }
+}
+
 /* Moves what is known of one page to its new address. */
 static void page_move(struct instance *in, struct chunk *from, uint32_t i, struct chunk *to,
                       uint32_t j)
@@ -133,31 +223,59 @@ static void page_move(struct instance *in, struct chunk *from, uint32_t i, struc
     struct page *p = &from->pages[i], *q = &to->pages[j];
     struct page moving = *p;
     uint32_t id = spt_id(to, j);
-    if (moving.state == PAGE_FOREIGN)
-        return;
-    if (moving.state == PAGE_EVICTING && moving.flags & PF_DISCARD)
-        moving.state = PAGE_NEW; /* its contents are nobody's */
+    if (moving.state == PAGE_FOREIGN ||
+        (moving.state == PAGE_EVICTING && moving.flags & PF_DISCARD))
+        moving.state = PAGE_NEW; /* its contents are nobody's; a hole does not move */
     if (moving.state == PAGE_RESIDENT)
         page_unlist(in, spt_id(from, i));
     if (q->state != PAGE_NEW)
         page_forget(in, to, id, PAGE_NEW);
+    die_at(DIE_REMAP_BEFORE);
     q->link = moving.link;
     q->handle = moving.handle;
     q->version = moving.version;
     q->removes = moving.removes;
     q->flags = (uint8_t)(moving.flags & ~(PF_FETCHING | PF_LISTED | PF_DISCARD));
-    if (moving.state == PAGE_RESIDENT)
+    image_order();
+    die_at(DIE_REMAP_COPIED);
+    if (moving.state == PAGE_RESIDENT) {
         page_make_resident(in, to, id, false);
-    else
+        if (!spt_is_ghost(to)) /* nobody can see whether a ghost is there */
+            target_follow(in, spt_id(from, i), id);
+    } else {
         spt_set(to, q, moving.state);
+    }
     if (moving.state == PAGE_LIMBO)
         in->limbo.owner[q->link.next] = id;
+    image_order();
+    die_at(DIE_REMAP_BOTH);
     p->handle = 0;
     p->flags &= mapping | PF_DISCARD;
     if (moving.state == PAGE_EVICTING)
         command_follow(in, from, i, id);
     else if (p->state != PAGE_EVICTING)
         spt_set(from, p, PAGE_NEW);
+}
+
+/* page_move, as a step that a successor can finish. */
+static void page_move_once(struct instance *in, struct chunk *from, uint32_t i, struct chunk *to,
+                           uint32_t j, uint64_t step)
+{
+    struct page *p = &from->pages[i];
+    const struct page *before = &in->img->redo.page;
+    bool again;
+    if (!step_begin(in, step, p, &again))
+        return;
+    if (!again || before->state == PAGE_NEW ||
+        (p->state == before->state && p->handle == before->handle)) {
+        page_move(in, from, i, to, j);
+    } else if (p->state != PAGE_EVICTING && p->state != PAGE_NEW) { /* only this remained */
+        if (p->state == PAGE_RESIDENT)
+            page_unlist(in, spt_id(from, i));
+        spt_set(from, p, PAGE_NEW);
+    }
+    die_at(DIE_REMAP_MOVED);
+    step_end(in, step);
 }
 
 /* What arrived from leased chunks was counted by the chunk: see what is there. */
@@ -186,29 +304,61 @@ static uint64_t remap_skip(struct instance *in, uint64_t from, uint64_t to)
     return a < b ? a : b;
 }
 
+/*
+ * A page comes to where the table has one. What was there has been unmapped or moved, or the kernel
+ * would have told so before: that event is late, and the page waits for it.
+ */
+static bool remap_displace(struct instance *in, struct chunk *c, uint32_t i, uint64_t step)
+{
+    if (step_is_done(in, step))
+        return true;
+    struct chunk *g = ghost_make(in, c->addr + i * EDM_PAGE_SIZE);
+    if (!g)
+        return false;
+    command_orphan(in, g, i);
+    page_move_once(in, c, i, g, i, step);
+    return true;
+}
+
+/* The chunk that has what goes away from addr; may be NULL. */
+static struct chunk *remap_source(struct instance *in, uint64_t addr, uint64_t to, bool *leased)
+{
+    bool ghost = ghost_is_meant(in, addr, to);
+    struct chunk *c = spt_chunk(&in->spt, ghost ? addr | SPT_GHOST : addr, false);
+    *leased |= ghost || (c && c->leased);
+    return c;
+}
+
 /* Moves the table entries. False: out of memory. */
 static bool remap_pages(struct instance *in, uint64_t from, uint64_t to, uint64_t len, bool *leased)
 {
     for (uint64_t off = 0; off < len;) {
         uint64_t skip = remap_skip(in, from + off, to + off);
+        uint64_t step = (off >> EDM_PAGE_SHIFT) * 2 + 1; /* what is there goes; what comes */
+        if (step_is_done(in, step + 1)) {
+            off += EDM_PAGE_SIZE;
+            continue;
+        }
         if (skip) {
             off += skip;
             continue;
         }
-        struct chunk *f = spt_chunk(&in->spt, from + off, false);
-        struct chunk *t = spt_chunk(&in->spt, to + off, true);
+        struct chunk *f = remap_source(in, from + off, to + off, leased);
+        struct chunk *t = page_chunk(in, to + off);
         uint32_t j = spt_index(to + off);
         if (!t)
             return false;
         if (t->leased && !lease_break(in, t, false))
             t->unevictable = 1;
-        command_orphan(in, t, j);
-        if (f) {
-            *leased |= f->leased;
-            page_move(in, f, spt_index(from + off), t, j);
-        } else if (t->pages[j].state != PAGE_NEW) {
-            page_forget(in, t, spt_id(t, j), PAGE_NEW);
+        if (!step_is_begun(in, step + 1)) { /* else it is the page that comes already */
+            if (t->pages[j].state != PAGE_FOREIGN && !remap_displace(in, t, j, step))
+                return false;
+            command_orphan(in, t, j);
         }
+        if (f)
+            page_move_once(in, f, spt_index(from + off), t, j, step + 1);
+        else if (t->pages[j].state != PAGE_NEW)
+            page_forget(in, t, spt_id(t, j), PAGE_NEW);
         off += EDM_PAGE_SIZE;
     }
     return true;
@@ -226,7 +376,7 @@ static void remap_grown(struct instance *in, uint64_t to, uint64_t len)
         start > to)
         return;
     for (uint64_t a = to + len; a < end; a += EDM_PAGE_SIZE) {
-        struct chunk *c = spt_chunk(&in->spt, a, true);
+        struct chunk *c = page_chunk(in, a);
         if (c)
             c->pages[spt_index(a)].flags |= flags;
     }
@@ -235,11 +385,14 @@ static void remap_grown(struct instance *in, uint64_t to, uint64_t len)
 static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_t len)
 {
     bool leased = false;
-    in->stats.remaps++;
-    if (in->chan)
+    in->stats->remaps++;
+    if (in->chan) {
+        evict_cancel(in, from, from + len);
         evict_cancel(in, to, to + len);
+    }
     if (!remap_pages(in, from, to, len, &leased))
         edm_error("pid %d: out of memory for page tables", in->pid);
+    die_at(DIE_REMAP_REGISTER);
     int err = uffd_register(in->uffd, to, len, UFFD_MISSING | UFFD_WP);
     if (err && err != -ENOENT && err != -EINVAL && err != -ESRCH)
         edm_debug("pid %d: registering moved memory: %s", in->pid, strerror(-err));
@@ -250,7 +403,9 @@ static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_
 
 static void event_fork(struct instance *in, int uffd)
 {
-    in->stats.forks++;
+    if (uffd < 0) /* a dead server had made an instance of it */
+        return;
+    in->stats->forks++;
     struct instance *child = instance_from_fork(in, uffd);
     if (!child) {
         /* the descriptor stays open: a child that waits is better than one that reads zeros */
@@ -258,9 +413,10 @@ static void event_fork(struct instance *in, int uffd)
     }
 }
 
-void event_handle(struct instance *in, const struct uffd_msg *m)
+/* Applies message n of the batch. */
+static void event_apply(struct instance *in, uint32_t n)
 {
-    in->kick = true;
+    const struct uffd_msg *m = &in->img->msgs[n];
     switch (m->event) {
     case UFFD_EVENT_REMOVE:
         event_remove(in, m->arg.remove.start, m->arg.remove.end);
@@ -272,9 +428,62 @@ void event_handle(struct instance *in, const struct uffd_msg *m)
         event_remap(in, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
         break;
     case UFFD_EVENT_FORK:
-        event_fork(in, (int)m->arg.fork.ufd);
+        event_fork(in, image_fork_fd(in->img, keeper_state()->id, n));
         break;
     default:
         break;
     }
+}
+
+/* Applies message `next` of the batch, unless it is a fault. */
+static void event_next(struct instance *in, uint32_t next)
+{
+    struct image *img = in->img;
+    if (img->msgs[next].event != UFFD_EVENT_PAGEFAULT) {
+        in->kick = true;
+        die_at(DIE_EVENT_BEGIN);
+        event_apply(in, next);
+        die_at(DIE_EVENT_END);
+    }
+    image_order();
+    img->next = next + 1;
+}
+
+int events_read(struct instance *in)
+{
+    struct image *img = in->img;
+    uint32_t before = img->next;
+    for (uint32_t i = 0; i < before; i++)
+        img->msgs[i].event = 0;
+    image_order();
+    img->redo.msg = UINT32_MAX;
+    img->forks[0].server = img->forks[1].server = 0;
+    image_order();
+    img->next = 0;
+    img->cmd_limit = in->cmd_limit;
+    if (in->chan)
+        __atomic_store_n(&in->chan->batch, in->chan->batch | 1, __ATOMIC_SEQ_CST);
+    int n = uffd_read(in->uffd, img->msgs, IMAGE_MSGS);
+    if (n)
+        die_at(DIE_EVENTS_READ);
+    events_apply(in, (uint32_t)n);
+    return n;
+}
+
+void events_apply(struct instance *in, uint32_t n)
+{
+    in->in_batch = true;
+    while (in->img->next < n)
+        event_next(in, in->img->next);
+    in->in_batch = false;
+    if (in->chan && in->chan->batch & 1)
+        __atomic_store_n(&in->chan->batch, in->chan->batch + 1, __ATOMIC_SEQ_CST);
+}
+
+uint32_t events_left(const struct instance *in)
+{
+    uint32_t n = in->img->next;
+    while (n < IMAGE_MSGS && in->img->msgs[n].event)
+        n++;
+    return n;
 }

@@ -3,6 +3,7 @@
  * become stored pages. All under the instance's lock.
  */
 #include "../config/log.h"
+#include "die.h"
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
@@ -100,7 +101,7 @@ static uint32_t victim_next(struct instance *in)
         if (node == SPT_NONE)
             return SPT_NONE;
         if (node & SPT_CHUNK_BIT) {
-            struct chunk *c = in->spt.chunks[node & ~SPT_CHUNK_BIT];
+            struct chunk *c = &in->spt.chunks[node & ~SPT_CHUNK_BIT];
             if (op_covers(in, c->addr, c->addr + EDM_CHUNK_SIZE) || !lease_break(in, c, true)) {
                 lspt_remove_lease(&in->lspt, &in->spt, c);
                 lspt_push_lease(&in->lspt, &in->spt, c);
@@ -123,6 +124,15 @@ static bool command_protect(struct instance *in, uint64_t addr, uint32_t n)
     return uffd_protect(in->uffd, addr, (uint64_t)n << EDM_PAGE_SHIFT, true) == 0;
 }
 
+/* The command at cmd_head is complete. */
+static void command_publish(struct instance *in)
+{
+    in->cmd_head++;
+    image_order();
+    in->img->cmd_head = in->cmd_head;
+    __atomic_store_n(&in->chan->cmd_head, in->cmd_head, __ATOMIC_RELEASE);
+}
+
 static void command_post(struct instance *in, uint32_t first, uint32_t n, uint32_t ring,
                          uint32_t kind)
 {
@@ -132,21 +142,24 @@ static void command_post(struct instance *in, uint32_t first, uint32_t n, uint32
     *t = (struct track){.npages = n, .slot = ring, .kind = kind, .posted_ns = now_ns()};
     for (uint32_t i = 0; i < n; i++) {
         struct page *p = spt_page(&in->spt, first + i);
-        page_unlist(in, first + i);
-        spt_set(spt_chunk_of(&in->spt, first + i), p, PAGE_EVICTING);
-        p->link.next = TAG(slot, i);
-        p->removes = 0;
         t->id[i] = first + i;
         t->at[i] = SPT_NONE;
+        page_unlist(in, first + i);
+        p->link.next = TAG(slot, i);
+        p->removes = 0;
+        image_order(); /* an EVICTING page always has its tag */
+        spt_set(spt_chunk_of(&in->spt, first + i), p, PAGE_EVICTING);
     }
+    die_at(DIE_COMMAND_TRACKED);
     in->budget.evicting += n;
     memset(cmd, 0, sizeof(*cmd));
     cmd->addr = spt_addr(&in->spt, first);
     cmd->npages = n;
     cmd->slot = ring;
     cmd->kind = kind;
-    in->cmd_head++;
-    __atomic_store_n(&in->chan->cmd_head, in->cmd_head, __ATOMIC_RELEASE);
+    die_at(DIE_COMMAND_WRITTEN);
+    command_publish(in);
+    die_at(DIE_COMMAND_POSTED);
 }
 
 /* One command for the next victims; false when that is not possible now. */
@@ -231,7 +244,7 @@ void evict_post_exit(struct instance *in)
     in->tracks[in->cmd_head % EDM_CHAN_CMDS].npages = 0;
     memset(cmd, 0, sizeof(*cmd));
     cmd->kind = EDM_CMD_EXIT;
-    __atomic_store_n(&in->chan->cmd_head, ++in->cmd_head, __ATOMIC_RELEASE);
+    command_publish(in);
     (void)!write(in->cmd_efd, &one, sizeof(one));
 }
 
@@ -245,7 +258,7 @@ static void outcome_back(struct instance *in, struct chunk *c, uint32_t id, bool
         page_make_resident(in, c, id, true);
         return;
     }
-    in->stats.evicted_busy++;
+    in->stats->evicted_busy++;
     in->busy_streak++;
     in->busy_ns = now_ns();
     p->flags &= (uint8_t)~PF_COPY;
@@ -259,6 +272,7 @@ static void outcome_limbo(struct instance *in, uint32_t id, uint32_t ring)
     in->limbo.used++;
     p->link.next = ring;
     p->flags &= (uint8_t) ~(PF_PREFETCHED | PF_COPY);
+    image_order();
     spt_set(spt_chunk_of(&in->spt, id), p, PAGE_LIMBO);
 }
 
@@ -291,6 +305,21 @@ static bool outcome_at(struct instance *in, uint32_t id, uint32_t tag, bool move
     return true;
 }
 
+/* The page had been moved away before the LPET came. */
+static void outcome_stayed(struct instance *in, uint32_t id)
+{
+    struct page *p = spt_page(&in->spt, id);
+    struct chunk *c = spt_chunk_of(&in->spt, id);
+    bool discard = p->flags & PF_DISCARD;
+    enum page_state then = p->version;
+    p->flags &= (uint8_t)~PF_DISCARD;
+    spt_set(c, p, PAGE_NEW);
+    if (discard)
+        page_forget(in, c, id, then);
+    else
+        page_make_resident(in, c, id, false);
+}
+
 /* The bits of a command's result, each page in one mask only, whatever the instance wrote. */
 struct outcome {
     uint64_t moved, zero, gone, refused;
@@ -301,8 +330,10 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     uint32_t id = t->id[i], ring = t->slot + i;
     uint64_t bit = 1ull << i;
     bool left = (o->moved | o->zero | o->gone) & bit;
-    in->limbo.owner[ring] = RING_FREE;
     in->budget.evicting--;
+    if (in->limbo.owner[ring] != RING_PENDING)
+        return; /* a server that died had come as far as this */
+    in->limbo.owner[ring] = RING_FREE;
     if (in->nfollowers)
         fork_follow(in, TAG((uint32_t)(t - in->tracks), i), left,
                     o->moved & bit ? in->limbo.data + (size_t)ring * EDM_PAGE_SIZE : NULL);
@@ -310,20 +341,18 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     if (t->at[i] != SPT_NONE &&
         outcome_at(in, t->at[i], TAG((uint32_t)(t - in->tracks), i), o->moved & bit)) {
         outcome_limbo(in, t->at[i], ring);
+        if (id != SPT_NONE)
+            outcome_stayed(in, id);
         return;
     }
     if (id == SPT_NONE)
         return;
     struct page *p = spt_page(&in->spt, id);
     struct chunk *c = spt_chunk_of(&in->spt, id);
-    if (t->at[i] != SPT_NONE && (t->kind == EDM_CMD_COPY || !(o->moved & bit)) &&
-        is_present(in, spt_addr(&in->spt, id))) {
-        /* it had been moved away before the LPET came */
-        spt_set(c, p, PAGE_NEW);
-        if (p->flags & PF_DISCARD)
-            p->flags &= (uint8_t)~PF_DISCARD;
-        else
-            page_make_resident(in, c, id, false);
+    if (p->state != PAGE_EVICTING)
+        return; /* as above */
+    if (t->at[i] != SPT_NONE && is_present(in, spt_addr(&in->spt, id))) {
+        outcome_stayed(in, id);
         return;
     }
     bool discard = p->flags & PF_DISCARD;
@@ -331,11 +360,11 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     /* KERNEL.md 7: one REMOVE is the LPET's own, one more is the program's */
     if (t->kind == EDM_CMD_COPY && p->removes >= (left ? 2 : 1))
         discard = true;
-    p->flags &= (uint8_t)~PF_DISCARD;
     if (discard || o->gone & bit || o->zero & bit) {
-        in->stats.evicted_zero += !discard && o->zero & bit;
-        in->stats.evicted += !discard && o->zero & bit;
+        in->stats->evicted_zero += !discard && o->zero & bit;
+        in->stats->evicted += !discard && o->zero & bit;
         spt_set(c, p, PAGE_NEW); /* no longer EVICTING: page_forget may finish it */
+        image_order();
         page_forget(in, c, id, discard ? then : PAGE_NEW);
         return;
     }
@@ -346,12 +375,17 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
         return;
     }
     in->busy_streak = 0;
-    in->stats.evicted++;
-    in->limbo.owner[ring] = id;
-    in->limbo.used++;
-    p->link.next = ring;
-    p->flags &= (uint8_t) ~(PF_PREFETCHED | PF_COPY);
-    spt_set(c, p, PAGE_LIMBO);
+    in->stats->evicted++;
+    outcome_limbo(in, id, ring);
+}
+
+static void command_over(struct instance *in, struct track *t)
+{
+    image_order();
+    in->img->cmd_seen = ++in->cmd_seen;
+    image_order();
+    die_at(DIE_COMPLETE_OVER);
+    t->npages = 0;
 }
 
 static void complete_one(struct instance *in)
@@ -363,10 +397,13 @@ static void complete_one(struct instance *in)
     o.zero &= ~o.moved;
     o.gone = load64(&cmd->gone) & ~(o.moved | o.zero);
     o.refused = load64(&cmd->refused) & ~(o.moved | o.zero | o.gone);
-    for (uint32_t i = 0; i < t->npages; i++)
+    die_at(DIE_COMPLETE_BEGIN);
+    for (uint32_t i = 0; i < t->npages; i++) {
         outcome_page(in, t, i, &o);
-    t->npages = 0;
-    in->cmd_seen++;
+        die_at(DIE_COMPLETE_PAGE);
+    }
+    die_at(DIE_COMPLETE_SEEN);
+    command_over(in, t);
 }
 
 bool evict_complete(struct instance *in)
@@ -424,15 +461,58 @@ static void abandon_page(struct instance *in, struct track *t, uint32_t i)
 void evict_abandon(struct instance *in)
 {
     evict_complete(in);
-    for (; in->cmd_seen != in->cmd_head; in->cmd_seen++) {
+    while (in->cmd_seen != in->cmd_head) {
         struct track *t = &in->tracks[in->cmd_seen % EDM_CHAN_CMDS];
         for (uint32_t i = 0; i < t->npages; i++)
             abandon_page(in, t, i);
-        t->npages = 0;
+        command_over(in, t);
     }
     ring_release(&in->limbo);
     in->claimed = false;
     in->kick = true;
+}
+
+/* Ring pages in use are those of LIMBO pages and of commands; the longest gap between them is what
+ * is free. */
+static void ring_restore(struct limbo *l)
+{
+    uint32_t gap = 0, best = 0, end = 0;
+    l->used = 0;
+    for (uint32_t i = 0; i < 2 * l->pages; i++) {
+        uint32_t owner = l->owner[i % l->pages];
+        l->used += i < l->pages && owner != RING_FREE && owner != RING_PENDING;
+        gap = owner == RING_FREE ? gap + 1 : 0;
+        if (gap > best) {
+            best = gap;
+            end = i + 1;
+        }
+    }
+    best = best < l->pages ? best : l->pages;
+    l->tail = end % l->pages;
+    l->head = l->tail + l->pages - best;
+}
+
+void evict_restore(struct instance *in)
+{
+    struct limbo *l = &in->limbo;
+    for (uint32_t i = 0; i < l->pages; i++)
+        l->owner[i] = RING_FREE;
+    for (uint32_t id = 0; id < in->spt.nchunks * EDM_CHUNK_PAGES; id++) {
+        const struct page *p = spt_page(&in->spt, id);
+        if (p->state == PAGE_LIMBO)
+            l->owner[p->link.next] = id;
+    }
+    in->budget.evicting = in->nat = 0;
+    for (uint32_t n = in->cmd_seen; n != in->cmd_head; n++) {
+        const struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
+        in->budget.evicting += t->npages;
+        for (uint32_t i = 0; i < t->npages; i++) {
+            uint32_t *owner = &l->owner[t->slot + i];
+            *owner = *owner == RING_FREE ? RING_PENDING : *owner;
+            in->nat += t->at[i] != SPT_NONE;
+        }
+    }
+    ring_restore(l);
 }
 
 /* ---- limbo to store ---- */
@@ -443,17 +523,22 @@ static bool drain_page(struct instance *in, uint32_t ring, bool force)
     uint32_t id = in->limbo.owner[ring];
     struct page *p = spt_page(&in->spt, id);
     const void *data = in->limbo.data + (size_t)ring * EDM_PAGE_SIZE;
-    if (p->handle && store_same(p->handle, p->version, data)) {
-        in->stats.evicted_clean++;
+    if (p->handle && copies_same(p->handle, p->version, data)) {
+        in->stats->evicted_clean++;
     } else {
         store_handle h;
         uint32_t version = page_next_version();
         page_drop_handle(p);
-        in->store_refused = store_put(data, version, force, &h) != 0;
+        die_at(DIE_DRAIN_DROPPED);
+        struct copies_wish wish = page_wish(in);
+        in->store_refused = copies_put(data, version, &wish, force, &h) != 0;
         if (in->store_refused)
             return false;
+        die_at(DIE_DRAIN_PUT);
         p->handle = h;
         p->version = version;
+        image_order();
+        die_at(DIE_DRAIN_HANDLE);
     }
     in->limbo.owner[ring] = RING_FREE;
     in->limbo.used--;

@@ -1,8 +1,10 @@
 /*
- * Reads from the disk store, on threads of their own: a fault never makes its handler wait.
+ * Reads from the disk store, many at a time: a fault never makes its handler wait. What is to be
+ * read is collected, and asked for in one go by fetch_flush; the store's threads bring it.
  * Also `edm fetch`: everything back.
  */
 #include "../config/log.h"
+#include "die.h"
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
@@ -10,139 +12,179 @@
 #include <string.h>
 #include <time.h>
 
-#define THREADS 8
-#define STARVED_TRIES 100
-
-struct request {
-    struct instance *in;
-    uint32_t id;
-    store_handle handle;
-    uint32_t version;
-    struct request *next;
-};
-
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t more;
-    struct request *first, **last;
-    pthread_t threads[THREADS];
-    bool stop;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER, .last = &pool.first};
-
-static bool still_wanted(const struct request *r)
+static bool still_wanted(const struct instance *in, const struct store_read *r)
 {
-    const struct page *p = spt_page(&r->in->spt, r->id);
+    const struct page *p = spt_page(&in->spt, r->tag);
     return p->state == PAGE_STORED && p->handle == r->handle && p->version == r->version;
 }
 
-/* Placing meets EAGAIN while the program changes its mappings: the events are read, and threads
- * that do nothing else are held back (KERNEL.md 15). -ESTALE: the page does not want it any more.
- */
-static int place(struct request *r, const void *buf)
+/* ---- contents that came ---- */
+
+static void placed(struct instance *in, uint32_t id, bool by_us)
 {
-    struct instance *in = r->in;
-    struct timespec ts = {0, 50000};
-    int err = uffd_copy(in->uffd, spt_addr(&in->spt, r->id), buf, 1, true, NULL);
-    for (unsigned tries = 0; err == -EAGAIN && !in->dead && !atomic_load(&in->stop); tries++) {
-        if (tries == STARVED_TRIES && in->chan)
-            instance_starve(in, true);
-        dm_handler_step(in);
-        pthread_mutex_unlock(&in->lock);
-        nanosleep(&ts, NULL);
-        pthread_mutex_lock(&in->lock);
-        if (!still_wanted(r))
-            return -ESTALE;
-        err = uffd_copy(in->uffd, spt_addr(&in->spt, r->id), buf, 1, true, NULL);
-    }
-    if (in->chan && in->chan->starved && !in->again)
-        instance_starve(in, false);
-    return err;
+    spt_page(&in->spt, id)->flags &= (uint8_t)~PF_FETCHING;
+    dm_handler_stored_is_resident(in, id);
+    if (by_us)
+        dm_handler_served(in, spt_addr(&in->spt, id));
 }
 
-/* The contents are here: place them, if the page still wants them. */
-static void fetch_finish(struct request *r, int err, const void *buf)
+/* How many of the n pages are neighbours that still want what came. */
+static uint32_t run_length(const struct instance *in, const struct store_read *r, uint32_t n)
 {
-    struct instance *in = r->in;
-    pthread_mutex_lock(&in->lock);
-    in->budget.fetching--;
-    if (still_wanted(r)) {
-        if (err)
-            dm_handler_page_lost(in, r->id, err);
-        else
-            err = place(r, buf);
-        if (still_wanted(r)) {
-            spt_page(&in->spt, r->id)->flags &= (uint8_t)~PF_FETCHING;
-            if (!err || err == -EEXIST)
-                dm_handler_stored_is_resident(in, r->id);
-            if (!err)
-                dm_handler_served(in, spt_addr(&in->spt, r->id));
-        }
+    uint64_t addr = spt_addr(&in->spt, r->tag);
+    uint32_t k = 1;
+    while (k < n && !r[k].err && still_wanted(in, &r[k]) &&
+           r[k].data == (const char *)r->data + (size_t)k * EDM_PAGE_SIZE &&
+           spt_addr(&in->spt, r[k].tag) == addr + (uint64_t)k * EDM_PAGE_SIZE)
+        k++;
+    return k;
+}
+
+/* Places a run. How many pages are done with, one way or another; 0: the kernel said EAGAIN. */
+static uint32_t place(struct instance *in, const struct store_read *r, uint32_t n)
+{
+    uint32_t done = 0;
+    int err = uffd_copy(in->uffd, spt_addr(&in->spt, r->tag), r->data, n, true, &done);
+    if (done)
+        die_at(DIE_DISK_PLACED);
+    for (uint32_t i = 0; i < done; i++)
+        placed(in, r[i].tag, true);
+    if (!err || err == -EAGAIN)
+        return done;
+    if (err == -EEXIST)
+        placed(in, r[done].tag, false);
+    else
+        spt_page(&in->spt, r[done].tag)->flags &= (uint8_t)~PF_FETCHING;
+    return done + 1;
+}
+
+/* What came while the program changes its mappings, and the kernel says EAGAIN. To be read again it
+ * would come too late again: it is kept, and no thread that others need waits for it. */
+struct arrival {
+    struct arrival *next;
+    struct store_read r;
+    uint8_t data[EDM_PAGE_SIZE];
+};
+
+static void arrival_keep(struct instance *in, const struct store_read *r)
+{
+    struct arrival *a = malloc(sizeof(*a));
+    if (!a) {
+        spt_page(&in->spt, r->tag)->flags &= (uint8_t)~PF_FETCHING;
+        return;
     }
+    a->r = *r;
+    a->r.data = a->data;
+    memcpy(a->data, r->data, EDM_PAGE_SIZE);
+    a->next = in->arrived;
+    in->arrived = a;
+    in->budget.fetching++;
+}
+
+static void arrival_drop(struct instance *in)
+{
+    struct arrival *a = in->arrived;
+    in->arrived = a->next;
+    in->budget.fetching--;
+    free(a);
+}
+
+/* When that goes on, threads that do nothing else are held back (KERNEL.md 15). */
+void fetch_settle(struct instance *in)
+{
+    while (in->arrived) {
+        const struct store_read *r = &in->arrived->r;
+        if (still_wanted(in, r) && place(in, r, 1) == 0) {
+            if (++in->arrived_tries > ARRIVED_STARVED && in->chan && !in->chan->starved)
+                instance_starve(in, true);
+            return;
+        }
+        arrival_drop(in);
+        in->kick = true;
+    }
+    if (in->arrived_tries && in->chan && in->chan->starved && !in->again)
+        instance_starve(in, false);
+    in->arrived_tries = 0;
+}
+
+void fetch_forget(struct instance *in)
+{
+    while (in->arrived)
+        arrival_drop(in);
+}
+
+/* Places the pages that still want what came for them; the others have forgotten about it. */
+static void place_all(struct instance *in, const struct store_read *r, uint32_t n)
+{
+    bool again = false;
+    for (uint32_t i = 0, k; i < n; i += k) {
+        k = 1;
+        if (!still_wanted(in, &r[i]))
+            continue;
+        if (r[i].err)
+            dm_handler_page_lost(in, r[i].tag, r[i].err);
+        else if (again)
+            arrival_keep(in, &r[i]);
+        else
+            k = place(in, &r[i], run_length(in, &r[i], n - i));
+        again = again || k == 0;
+    }
+}
+
+static void fetch_done(void *arg, const struct store_read *r, uint32_t n)
+{
+    struct instance *in = arg;
+    store_handle h[STORE_READ_RUN];
+    for (uint32_t i = 0; i < n; i++)
+        h[i] = r[i].handle;
+    pthread_mutex_lock(&in->lock);
+    in->budget.fetching -= n;
+    place_all(in, r, n);
     in->kick = true;
     dm_handler_step(in);
+    if (in->arrived)
+        instance_wake(in); /* a handler looks again soon */
     pthread_mutex_unlock(&in->lock);
-    store_unref(r->handle);
-    instance_put(in);
-    free(r);
+    copies_unref_many(h, n);
+    for (uint32_t i = 0; i < n; i++)
+        instance_put(in);
 }
 
-static void *fetch_main(void *arg)
-{
-    uint8_t buf[EDM_PAGE_SIZE] __attribute__((aligned(4096)));
-    for (;;) {
-        pthread_mutex_lock(&pool.lock);
-        while (!pool.first && !pool.stop)
-            pthread_cond_wait(&pool.more, &pool.lock);
-        struct request *r = pool.first;
-        if (r) {
-            pool.first = r->next;
-            if (!pool.first)
-                pool.last = &pool.first;
-        }
-        pthread_mutex_unlock(&pool.lock);
-        if (!r)
-            return NULL;
-        int err = store_read(r->handle, r->version, buf);
-        fetch_finish(r, err, buf);
-    }
-}
+/* ---- asking ---- */
 
-int fetch_module_init(void)
-{
-    for (int i = 0; i < THREADS; i++) {
-        int err = pthread_create(&pool.threads[i], NULL, fetch_main, NULL);
-        if (err)
-            return -err;
-    }
-    return 0;
-}
-
-void fetch_module_fini(void)
-{
-    pthread_mutex_lock(&pool.lock);
-    pool.stop = true;
-    pthread_cond_broadcast(&pool.more);
-    pthread_mutex_unlock(&pool.lock);
-    for (int i = 0; i < THREADS; i++)
-        pthread_join(pool.threads[i], NULL);
-}
-
-int fetch_start(struct instance *in, uint32_t id)
+void fetch_start(struct instance *in, uint32_t id)
 {
     struct page *p = spt_page(&in->spt, id);
-    struct request *r = malloc(sizeof(*r));
-    if (!r)
-        return -ENOMEM;
-    store_ref(p->handle);
-    *r = (struct request){instance_get(in), id, p->handle, p->version, NULL};
+    if (!copies_is_store(p->handle)) {
+        fetch_slow(in, id);
+        return;
+    }
+    if (in->nreads == FETCH_BATCH)
+        fetch_flush(in);
+    copies_ref(p->handle);
+    instance_get(in);
+    in->reads[in->nreads++] = (struct store_read){p->handle, p->version, id, 0, NULL};
     p->flags |= PF_FETCHING;
     in->budget.fetching++;
-    pthread_mutex_lock(&pool.lock);
-    *pool.last = r;
-    pool.last = &r->next;
-    pthread_cond_signal(&pool.more);
-    pthread_mutex_unlock(&pool.lock);
-    return 0;
+}
+
+void fetch_flush(struct instance *in)
+{
+    uint32_t n = in->nreads;
+    in->nreads = 0;
+    if (n)
+        store_read_many(in->reads, n, fetch_done, in);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct store_read *r = &in->reads[i];
+        if (!r->err)
+            continue;
+        if (still_wanted(in, r))
+            spt_page(&in->spt, r->tag)->flags &= (uint8_t)~PF_FETCHING;
+        in->budget.fetching--;
+        in->kick = true;
+        copies_unref(r->handle);
+        instance_put(in);
+    }
 }
 
 /* ---- everything back ---- */
@@ -153,12 +195,12 @@ static int read_unlocked(struct instance *in, uint32_t id, void *buf)
     struct page *p = spt_page(&in->spt, id);
     store_handle h = p->handle;
     uint32_t version = p->version;
-    store_ref(h);
+    copies_ref(h);
     pthread_mutex_unlock(&in->lock);
-    int err = store_read(h, version, buf);
+    int err = copies_read(h, version, buf);
     pthread_mutex_lock(&in->lock);
     bool same = p->state == PAGE_STORED && p->handle == h && p->version == version;
-    store_unref(h);
+    copies_unref(h);
     return same ? err : -EAGAIN;
 }
 
@@ -210,12 +252,27 @@ static int fetch_patiently(struct instance *in, uint32_t id)
     return err == -ENOENT ? 0 : err;
 }
 
+/* Asks for what a chunk has on disk. */
+static void fetch_ahead(struct instance *in, const struct chunk *c)
+{
+    for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
+        const struct page *p = &c->pages[i];
+        if (p->state == PAGE_STORED && !(p->flags & PF_FETCHING) && copies_is_store(p->handle) &&
+            !store_is_memory(p->handle))
+            fetch_start(in, spt_id(c, i));
+    }
+    fetch_flush(in);
+}
+
 int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
 {
     uint64_t total = in->stored + in->limbo.used + in->budget.evicting, done = 0;
     int err = 0;
     in->budget.fetchers++; /* nothing goes out again meanwhile */
     for (uint32_t n = 0; n < in->spt.nchunks && !err; n++) {
+        if (spt_is_ghost(&in->spt.chunks[n]))
+            continue;
+        fetch_ahead(in, &in->spt.chunks[n]);
         for (uint32_t i = 0; i < EDM_CHUNK_PAGES && !err; i++) {
             uint32_t id = n * EDM_CHUNK_PAGES + i;
             uint8_t state = spt_page(&in->spt, id)->state;

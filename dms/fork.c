@@ -3,6 +3,7 @@
  * counted. See KERNEL.md 1, 8, 9, 13.
  */
 #include "../config/log.h"
+#include "die.h"
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
@@ -14,8 +15,8 @@
 #include <unistd.h>
 
 /* A child's page while its parent's is on the way out. */
-static void page_follow(struct instance *parent, struct instance *child, struct chunk *c,
-                        uint32_t id, uint32_t tag)
+void fork_page_follow(struct instance *parent, struct instance *child, struct chunk *c, uint32_t id,
+                      uint32_t tag)
 {
     struct follower *more =
         realloc(parent->followers, (parent->nfollowers + 1) * sizeof(*parent->followers));
@@ -26,6 +27,7 @@ static void page_follow(struct instance *parent, struct instance *child, struct 
     }
     parent->followers = more;
     parent->followers[parent->nfollowers++] = (struct follower){instance_get(child), id, tag};
+    spt_page(&child->spt, id)->link.next = tag; /* the parent's */
     spt_set(c, spt_page(&child->spt, id), PAGE_EVICTING);
 }
 
@@ -35,6 +37,7 @@ static void follow_settle(struct instance *child, uint32_t id, bool left, const 
     struct chunk *c = spt_chunk_of(&child->spt, id);
     store_handle h = 0;
     uint32_t version = page_next_version();
+    struct copies_wish wish = page_wish(child);
     bool discard = p->flags & PF_DISCARD;
     enum page_state then = discard ? p->version : left ? PAGE_NEW : PAGE_RESIDENT;
     if (p->state != PAGE_EVICTING)
@@ -43,7 +46,7 @@ static void follow_settle(struct instance *child, uint32_t id, bool left, const 
     spt_set(c, p, PAGE_NEW);
     if (then == PAGE_RESIDENT) {
         page_make_resident(child, c, id, false);
-    } else if (!discard && contents && store_put(contents, version, true, &h) == 0) {
+    } else if (!discard && contents && copies_put(contents, version, &wish, true, &h) == 0) {
         p->handle = h;
         p->version = version;
         spt_set(c, p, PAGE_STORED);
@@ -114,7 +117,7 @@ static void page_inherit(struct instance *parent, struct instance *child, struct
         if (paused && command_waits(parent, from->link.next))
             page_make_resident(child, c, id, false);
         else
-            page_follow(parent, child, c, id, from->link.next);
+            fork_page_follow(parent, child, c, id, from->link.next);
         break;
     case PAGE_STORED:
         p->handle = from->handle;
@@ -145,12 +148,12 @@ static int chunk_inherit(struct instance *parent, struct instance *child, const 
         if (c->pages[i].handle)
             handles[n++] = c->pages[i].handle;
     }
-    store_ref_many(handles, n);
+    copies_ref_many(handles, n);
     return 0;
 }
 
 /* KERNEL.md 1: whatever was leased, the child's whole memory is in MISSING mode. */
-static void register_all(struct instance *in)
+void fork_register_all(struct instance *in)
 {
     const int mode = UFFD_MISSING | UFFD_WP;
     uffd_register(in->uffd, in->identity, EDM_PAGE_SIZE, mode);
@@ -181,6 +184,7 @@ static void fork_announce(struct instance *parent)
 struct instance *instance_from_fork(struct instance *parent, int uffd)
 {
     const struct edm_chan *chan = parent->chan;
+    die_at(DIE_FORK_BEGIN);
     evict_complete(parent);
     bool paused = chan && __atomic_load_n(&chan->fork_hold, __ATOMIC_ACQUIRE) &&
                   !__atomic_load_n(&chan->lpet_busy, __ATOMIC_ACQUIRE);
@@ -199,18 +203,24 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
     child->budget = (struct budget){
         .limit = parent->budget.limit, .high = parent->budget.high, .low = parent->budget.low};
     child->uffd = uffd;
+    child->parent = parent->number;
     pthread_mutex_lock(&child->lock);
     int err = 0;
     for (uint32_t n = 0; n < parent->spt.nchunks && !err; n++)
-        err = chunk_inherit(parent, child, parent->spt.chunks[n], paused);
+        if (!spt_is_ghost(&parent->spt.chunks[n]))
+            err = chunk_inherit(parent, child, &parent->spt.chunks[n], paused);
     child->partial = err != 0;
-    register_all(child);
+    die_at(DIE_FORK_TABLE);
+    fork_register_all(child);
+    instance_save(child);
+    die_at(DIE_FORK_SAVED);
+    instance_publish(child); /* before its first fault is answered: it claims itself then */
     if (!err)
         err = instance_start_handlers(child);
     pthread_mutex_unlock(&child->lock);
-    instance_publish(child);
     if (err)
         edm_error("a forked child of pid %d is served in part: %s", parent->pid, strerror(-err));
+    die_at(DIE_FORK_PUBLISHED);
     if (chan)
         fork_announce(parent);
     return child;

@@ -1,6 +1,8 @@
 #include "instance.h"
 #include "../config/log.h"
+#include "keeper.h"
 #include "uffd.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -78,6 +80,8 @@ void budget_set(struct instance *in, uint64_t limit)
     if (limit < LIMIT_MIN)
         limit = LIMIT_MIN;
     b->limit = limit;
+    if (in->img)
+        in->img->limit = limit;
     b->high = limit * in->set.high_permille / 1000;
     b->low = limit * in->set.low_permille / 1000;
     uint64_t target = limit / 32;
@@ -149,12 +153,83 @@ void instance_put(struct instance *in)
                   &in->comp_efd, &in->wake_efd,   &in->chan_fd};
     for (size_t i = 0; i < sizeof(fds) / sizeof(*fds); i++)
         close_fd(fds[i]);
+    close_fd(&in->image_fd);
+    handlers_fini(&in->turns);
+    fetch_forget(in);
     spt_fini(&in->spt);
+    image_close(in->img);
     pthread_mutex_destroy(&in->lock);
     free(in->limbo.owner);
     free(in->waiters);
     free(in->followers);
     free(in);
+}
+
+/* Which of its descriptors is what, for the keeper and the next server. With the list's lock. */
+static void entry_write(struct instance *in)
+{
+    struct state *s = keeper_state();
+    uint32_t n = in->entry;
+    if (!s)
+        return;
+    for (n = n < STATE_INSTANCES ? n : 0; n != in->entry && n < STATE_INSTANCES; n++)
+        if (!s->instances[n].used)
+            break;
+    if (n == STATE_INSTANCES) {
+        edm_warn("more than %u instances: pid %d will not outlive this server", n, in->pid);
+        return;
+    }
+    struct state_instance *e = &s->instances[n];
+    in->entry = n;
+    e->fds[STATE_UFFD] = in->uffd;
+    e->fds[STATE_IMAGE] = in->image_fd;
+    e->fds[STATE_CHAN] = in->chan_fd;
+    e->fds[STATE_CMD] = in->cmd_efd;
+    e->fds[STATE_COMP] = in->comp_efd;
+    e->fds[STATE_PAGEMAP] = in->pagemap_fd;
+    e->fds[STATE_MAPS] = in->maps_fd;
+    image_order();
+    if (s->ninstances <= n)
+        s->ninstances = n + 1;
+    e->used = 1;
+    image_order();
+}
+
+static void entry_erase(struct instance *in)
+{
+    struct state *s = keeper_state();
+    if (s && in->entry < STATE_INSTANCES)
+        s->instances[in->entry].used = 0;
+    in->entry = STATE_INSTANCES;
+}
+
+void instance_save(struct instance *in)
+{
+    struct image *img = in->img;
+    pthread_mutex_lock(&list.lock);
+    entry_write(in); /* an entry whose image is not complete counts for nothing */
+    pthread_mutex_unlock(&list.lock);
+    img->number = in->number;
+    img->nonce = in->nonce;
+    img->run_token = in->run_token;
+    img->parent = in->parent;
+    img->pid = in->pid;
+    img->uid = in->uid;
+    memcpy(img->command, in->command, sizeof(img->command));
+    img->set = in->set;
+    img->arena_start = in->arena_start;
+    img->arena_len = in->arena_len;
+    img->identity = in->identity;
+    img->features = in->features;
+    img->chan_size = in->chan ? in->chan_size : 0;
+    img->staging = in->staging;
+    img->limit = in->budget.limit;
+    img->partial = in->partial;
+    img->claimed = in->claimed;
+    img->tampered = in->tampered;
+    img->pin_all = in->pin_all;
+    image_order();
+    img->complete = 1;
 }
 
 void instance_publish(struct instance *in)
@@ -209,31 +284,145 @@ struct instance *instance_find_nonce(uint64_t nonce)
     return in;
 }
 
+struct instance *instance_reattach(uint64_t number, pid_t pid, int sock)
+{
+    pthread_mutex_lock(&list.lock);
+    struct instance *in = list.first;
+    while (in && in->number != number)
+        in = in->next;
+    if (in)
+        instance_get(in);
+    pthread_mutex_unlock(&list.lock);
+    if (!in)
+        return NULL;
+    pthread_mutex_lock(&in->lock);
+    bool ok = in->restored && in->pid == pid;
+    if (ok) {
+        in->restored = false;
+        in->sock = sock;
+    }
+    pthread_mutex_unlock(&in->lock);
+    if (ok)
+        return in;
+    instance_put(in);
+    return NULL;
+}
+
+void instance_await_lpet(struct instance *in)
+{
+    in->restored = true;
+    in->restored_ns = now_ns();
+}
+
+/* By its name: its thread id may be one of another pid namespace. */
+bool instance_has_lpet(const struct instance *in)
+{
+    char path[300], name[16] = "";
+    bool found = false;
+    snprintf(path, sizeof(path), "/proc/%d/task", in->pid);
+    DIR *dir = opendir(path);
+    for (const struct dirent *e; dir && !found && (e = readdir(dir));) {
+        snprintf(path, sizeof(path), "/proc/%d/task/%s/comm", in->pid, e->d_name);
+        FILE *f = fopen(path, "re");
+        found = f && fgets(name, sizeof(name), f) && strcmp(name, "edm-lpet\n") == 0;
+        if (f)
+            fclose(f);
+    }
+    if (dir)
+        closedir(dir);
+    return found;
+}
+
 /* ---- making ---- */
 
-struct instance *instance_new(const struct edm_settings *set, uid_t uid)
+/* What every instance starts with; image_open or image_create and spt_init come next. */
+static struct instance *instance_alloc(const struct edm_settings *set, uid_t uid)
 {
     struct instance *in = calloc(1, sizeof(*in));
     if (!in)
         return NULL;
     in->uffd = in->pagemap_fd = in->maps_fd = in->sock = -1;
-    in->cmd_efd = in->comp_efd = in->chan_fd = -1;
+    in->cmd_efd = in->comp_efd = in->chan_fd = in->image_fd = -1;
+    in->entry = STATE_INSTANCES;
     in->wake_efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     atomic_init(&in->refs, 1);
     pthread_mutex_init(&in->lock, NULL);
     lspt_init(&in->lspt);
+    handlers_init(&in->turns);
     in->set = *set;
     in->uid = uid;
-    in->stats.lease_limit = list.lease_limit;
-    if (spt_init(&in->spt) || in->wake_efd < 0 ||
+    if (in->wake_efd < 0) {
+        instance_put(in);
+        return NULL;
+    }
+    return in;
+}
+
+struct instance *instance_new(const struct edm_settings *set, uid_t uid)
+{
+    struct instance *in = instance_alloc(set, uid);
+    if (!in)
+        return NULL;
+    if (image_create(&in->image_fd, &in->img) || spt_init(&in->spt, in->img) ||
         getrandom(&in->nonce, sizeof(in->nonce), 0) != sizeof(in->nonce)) {
         instance_put(in);
         return NULL;
     }
+    in->tracks = in->img->tracks;
+    in->stats = &in->img->stats;
+    in->stats->lease_limit = list.lease_limit;
     pthread_mutex_lock(&list.lock);
     in->number = ++list.numbers;
+    if (keeper_state())
+        keeper_state()->numbers = list.numbers;
     pthread_mutex_unlock(&list.lock);
     return in;
+}
+
+struct instance *instance_from_image(int image_fd, struct image *img)
+{
+    struct instance *in = instance_alloc(&img->set, img->uid);
+    if (!in)
+        return NULL;
+    in->image_fd = image_fd;
+    in->img = img;
+    in->tracks = img->tracks;
+    if (spt_init(&in->spt, img)) {
+        in->image_fd = -1;
+        in->img = NULL;
+        instance_put(in);
+        return NULL;
+    }
+    in->number = img->number;
+    in->nonce = img->nonce;
+    in->run_token = img->run_token;
+    in->parent = img->parent;
+    in->pid = img->pid;
+    memcpy(in->command, img->command, sizeof(in->command));
+    in->command[sizeof(in->command) - 1] = 0;
+    in->arena_start = img->arena_start;
+    in->arena_len = img->arena_len;
+    in->identity = img->identity;
+    in->features = img->features;
+    in->staging = img->staging;
+    in->partial = img->partial;
+    in->claimed = img->claimed;
+    in->tampered = img->tampered;
+    in->detached = img->detached;
+    in->pin_all = img->pin_all;
+    in->cmd_head = img->cmd_head;
+    in->cmd_seen = img->cmd_seen;
+    in->stats = &img->stats;
+    in->stats->lease_limit = list.lease_limit;
+    budget_set(in, img->limit);
+    return in;
+}
+
+void instance_numbers_from(uint64_t used)
+{
+    pthread_mutex_lock(&list.lock);
+    list.numbers = keeper_state()->numbers = used;
+    pthread_mutex_unlock(&list.lock);
 }
 
 static const char *hello_check(const struct edm_hello *h)
@@ -328,6 +517,26 @@ int instance_open_channel(struct instance *in)
     return 0;
 }
 
+int instance_adopt_channel(struct instance *in)
+{
+    size_t head = (sizeof(struct edm_chan) + EDM_PAGE_SIZE - 1) & ~(EDM_PAGE_SIZE - 1);
+    in->chan_size = in->img->chan_size;
+    void *map = mmap(NULL, in->chan_size, PROT_READ | PROT_WRITE, MAP_SHARED, in->chan_fd, 0);
+    uint32_t pages = (uint32_t)((in->chan_size - head) / EDM_PAGE_SIZE);
+    if (map == MAP_FAILED)
+        return -errno;
+    in->chan = map;
+    in->limbo.owner = malloc(pages * sizeof(*in->limbo.owner));
+    if (!in->limbo.owner)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < pages; i++)
+        in->limbo.owner[i] = RING_FREE;
+    in->limbo.pages = pages;
+    in->limbo.data = (uint8_t *)map + head;
+    budget_set(in, in->budget.limit);
+    return 0;
+}
+
 void instance_close_channel(struct instance *in)
 {
     pthread_mutex_lock(&in->lock);
@@ -355,7 +564,8 @@ static int chunk_count(struct instance *in, uint64_t addr)
         c = c ? c : spt_chunk(&in->spt, addr, true);
         if (!c)
             return -ENOMEM;
-        if (c->pages[i].state == PAGE_NEW)
+        in->stored -= c->pages[i].state == PAGE_STORED; /* a server died having placed it */
+        if (c->pages[i].state == PAGE_NEW || c->pages[i].state == PAGE_STORED)
             page_make_resident(in, c, spt_id(c, i), false);
     }
     return err;
@@ -404,6 +614,24 @@ static int register_arena(struct instance *in)
     return err;
 }
 
+/* Handler `index`, on that CPU (-1: anywhere). */
+static int start_handler(struct instance *in, unsigned index, int cpu)
+{
+    pthread_attr_t attr;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, 256 * 1024);
+    if (cpu >= 0) {
+        CPU_SET(cpu, &one);
+        pthread_attr_setaffinity_np(&attr, sizeof(one), &one);
+    }
+    in->turns.cpu[index] = cpu;
+    int err = pthread_create(&in->handlers[index], &attr, dm_handler_main, in);
+    pthread_attr_destroy(&attr);
+    return -err;
+}
+
 int instance_start_handlers(struct instance *in)
 {
     cpu_set_t cpus;
@@ -415,34 +643,22 @@ int instance_start_handlers(struct instance *in)
         want = (unsigned)CPU_COUNT(&cpus);
     want = want < 1 ? 1 : want > HANDLERS_MAX ? HANDLERS_MAX : want;
     int cpu = -1;
-    while (in->nhandlers < want) {
-        pthread_attr_t attr;
-        cpu_set_t one;
-        pthread_attr_init(&attr);
-        pthread_attr_setstacksize(&attr, 256 * 1024);
-        if (place) {
-            do
-                cpu++;
-            while (!CPU_ISSET(cpu, &cpus));
-            CPU_ZERO(&one);
-            CPU_SET(cpu, &one);
-            pthread_attr_setaffinity_np(&attr, sizeof(one), &one);
-        }
-        int err = pthread_create(&in->handlers[in->nhandlers], &attr, dm_handler_main, in);
-        if (err && place) { /* that CPU is not ours: anywhere, then */
-            pthread_attr_destroy(&attr);
-            pthread_attr_init(&attr);
-            err = pthread_create(&in->handlers[in->nhandlers], &attr, dm_handler_main, in);
-        }
-        pthread_attr_destroy(&attr);
+    for (unsigned i = 0; i < want; i++) {
+        while (place && !CPU_ISSET(++cpu, &cpus))
+            ;
+        in->turns.park_efd[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        int err = start_handler(in, i, cpu);
+        if (err && place) /* that CPU is not ours: anywhere, then */
+            err = start_handler(in, i, -1);
         if (err)
-            return in->nhandlers ? 0 : -err;
+            return i ? 0 : err;
         in->nhandlers++;
     }
+    in->turns.placed = place;
     return 0;
 }
 
-static int start_op_thread(struct instance *in)
+int instance_start_op_thread(struct instance *in)
 {
     int err = pthread_create(&in->op_thread, NULL, op_main, in);
     in->has_op_thread = err == 0;
@@ -471,6 +687,8 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
 {
     pthread_mutex_lock(&in->lock);
     in->uffd = uffd;
+    keeper_state()->attaching = uffd;
+    image_order();
     int e = take_over(in, pagemap_fd, maps_fd, staging);
     if (!e && !(fcntl(uffd, F_GETFL) & O_NONBLOCK))
         e = -EPROTO; /* reading it would block the server */
@@ -485,10 +703,14 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
          a += EDM_CHUNK_SIZE)
         e = chunk_count(in, a);
     if (!e)
-        e = start_op_thread(in);
+        e = instance_start_op_thread(in);
     if (!e)
         e = instance_start_handlers(in);
     in->claimed = e == 0;
+    if (!e)
+        instance_save(in);
+    image_order();
+    keeper_state()->attaching = -1;
     pthread_mutex_unlock(&in->lock);
     if (e == -EPERM)
         snprintf(err, errlen,
@@ -506,14 +728,15 @@ int instance_claim(struct instance *in, pid_t pid, int pagemap_fd, int maps_fd,
     in->pid = pid;
     budget_set(in, in->budget.limit);
     for (uint32_t n = 0; n < in->spt.nchunks && !e; n++) {
-        if (in->spt.chunks[n]->unknown)
-            e = chunk_count(in, in->spt.chunks[n]->addr);
-        in->spt.chunks[n]->unknown = 0;
+        if (in->spt.chunks[n].unknown)
+            e = chunk_count(in, in->spt.chunks[n].addr);
+        in->spt.chunks[n].unknown = 0;
     }
     if (!e)
-        e = start_op_thread(in);
+        e = instance_start_op_thread(in);
     in->claimed = e == 0;
     in->kick = true;
+    instance_save(in);
     pthread_mutex_unlock(&in->lock);
     instance_wake(in);
     if (e)
@@ -569,13 +792,13 @@ static void free_pages(struct instance *in)
 {
     store_handle handles[EDM_CHUNK_PAGES];
     for (uint32_t n = 0; n < in->spt.nchunks; n++) {
-        struct chunk *c = in->spt.chunks[n];
+        struct chunk *c = &in->spt.chunks[n];
         for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
             handles[i] = c->pages[i].handle;
             c->pages[i].handle = 0;
             c->pages[i].state = PAGE_NEW;
         }
-        store_unref_many(handles, EDM_CHUNK_PAGES);
+        copies_unref_many(handles, EDM_CHUNK_PAGES);
     }
     in->stored = 0;
 }
@@ -589,6 +812,7 @@ static bool unpublish(struct instance *in)
         if (*p == in) {
             *p = in->next;
             list.count--;
+            entry_erase(in);
             found = true;
             break;
         }
@@ -604,6 +828,7 @@ void instance_destroy(struct instance *in)
     atomic_store(&in->stop, true);
     pthread_mutex_unlock(&in->lock);
     instance_wake(in);
+    handlers_wake(in);
     for (unsigned i = 0; i < in->nhandlers; i++)
         pthread_join(in->handlers[i], NULL);
     if (in->has_op_thread) {

@@ -4,12 +4,15 @@
  * Everything below `lock` is protected by it. The lock is taken before events are read and held
  * until they are applied, so whoever holds it sees tables that match every event read so far. It is
  * never held across a wait for the instance, for disk or for a peer.
- * Lock order: parent instance, child instance, list of instances, store.
+ * Lock order: parent instance, child instance, list of instances, copies, holder, store.
  */
 #ifndef EDM_INSTANCE_H
 #define EDM_INSTANCE_H
 
+#include "copies.h"
+#include "image.h"
 #include "lspt.h"
+#include "peer.h"
 #include "prefetch.h"
 #include "proto/proto.h"
 #include "spt.h"
@@ -20,6 +23,8 @@
 #include <sys/types.h>
 
 #define HANDLERS_MAX 8
+#define FETCH_BATCH 256u
+#define ARRIVED_STARVED 100u
 #define IN_FLIGHT_MAX 512u /* pages between instance and server */
 
 enum wait_reason {
@@ -36,14 +41,6 @@ struct waiter {
     enum wait_reason why;
 };
 
-/* The server's own record of a command to the LPET. */
-struct track {
-    uint32_t id[EDM_CMD_PAGES]; /* whose outcome it is; follows a page through REMAP; or SPT_NONE */
-    uint32_t at[EDM_CMD_PAGES]; /* the page at the command's address, where that is another one */
-    uint32_t npages, slot, kind;
-    uint64_t posted_ns;
-};
-
 /* An operation of the hooks that keeps leases and evictions away from a range. */
 struct held {
     uint64_t start, len;
@@ -58,6 +55,25 @@ struct follower {
     struct instance *child;
     uint32_t id;  /* of the page in the child */
     uint32_t tag; /* of the parent's command */
+};
+
+/*
+ * Which handlers poll. When one thread makes the faults, to wake the handler on its CPU alone may
+ * cost less than to wake all of them, or more, as the CPUs are free or busy: what is cheaper now is
+ * found out by turns. `leader` is read without the lock.
+ */
+struct turns {
+    bool placed; /* handler i is kept on cpu[i] */
+    int cpu[HANDLERS_MAX], park_efd[HANDLERS_MAX];
+    atomic_int leader; /* the only handler that polls; -1: all of them */
+    uint32_t tid;      /* of the last faults */
+    uint32_t same;     /* faults of that thread in a row */
+    int stat_fd;       /* its /proc/PID/task/TID/stat, -1 = not open */
+    bool leading;      /* this window is with a leader */
+    uint32_t windows;  /* of faults, measured */
+    uint64_t window_ns;
+    uint32_t window_same; /* `same` and time at its start */
+    uint64_t cost[2]; /* of a fault without and with a leader, ns, moving average; 0 = not known */
 };
 
 #define RING_FREE UINT32_MAX
@@ -97,6 +113,7 @@ struct instance {
     int uffd, pagemap_fd, maps_fd, sock, cmd_efd, comp_efd, wake_efd, chan_fd;
     pthread_t handlers[HANDLERS_MAX], op_thread;
     unsigned nhandlers;
+    struct turns turns;
     bool has_op_thread;
     atomic_bool stop;
     atomic_int refs;
@@ -116,10 +133,17 @@ struct instance {
     struct lspt lspt;
     struct budget budget;
     struct limbo limbo;
-    struct track tracks[EDM_CHAN_CMDS];
+    struct image *img;    /* what a successor of this server needs */
+    struct track *tracks; /* in the image */
+    int image_fd;
+    uint32_t entry;  /* in the keeper's state; STATE_INSTANCES: none */
+    uint64_t parent; /* number of the instance it was forked from, 0 = none */
+    bool restored;   /* taken over from a dead server, its LPET has not come back yet */
+    uint64_t restored_ns;
     struct follower *followers; /* children whose pages share the fate of our evictions */
     size_t nfollowers;
-    unsigned nat; /* entries of tracks[].at in use */
+    uint64_t nghosts; /* made since there was none (ghost.c) */
+    unsigned nat;     /* entries of tracks[].at in use */
     struct held held[EDM_CHAN_OPS];
     unsigned nheld;
     int pin_all;   /* mlockall: nothing is evicted while > 0 */
@@ -135,8 +159,17 @@ struct instance {
     unsigned again; /* waiters with WAIT_AGAIN at the last look */
     uint64_t again_since_ns;
     struct prefetcher prefetcher;
-    struct instance_stats stats;
-    uint64_t stored; /* pages in state STORED */
+    struct instance_stats *stats; /* in the image: they never go down while the instance lives */
+    uint64_t stored;              /* pages in state STORED */
+    struct store_read reads[FETCH_BATCH]; /* to be asked for by fetch_flush */
+    uint32_t nreads;
+    struct remote_fetch *remote; /* pages to be asked for together; NULL: none */
+    int remote_rank;
+    atomic_uint nremote;     /* pages asked for, or to be, that have not come */
+    atomic_bool spinning;    /* a handler waits for them without sleeping */
+    struct peer_spin spin;   /* its */
+    struct arrival *arrived; /* read from disk, and not placed yet: the kernel said EAGAIN */
+    unsigned arrived_tries;
 
     struct instance *next; /* list of instances */
 };
@@ -148,6 +181,13 @@ int instance_create(const struct edm_hello *hello, pid_t pid, uid_t uid, struct 
                     char *err, size_t errlen);
 /* Makes the channel and its eventfds; the WELCOME's descriptors. */
 int instance_open_channel(struct instance *in);
+/* The LPET at the other end of sock is that of instance `number`: it lost its server. The instance,
+ * with a reference, or NULL. */
+struct instance *instance_reattach(uint64_t number, pid_t pid, int sock);
+/* Its LPET has lost its server, and will come to us. With the lock. */
+void instance_await_lpet(struct instance *in);
+/* Does that thread exist? */
+bool instance_has_lpet(const struct instance *in);
 /* Undoes it when the handshake came to nothing. */
 void instance_close_channel(struct instance *in);
 /* UFFD arrived: takes the descriptors over, registers the arena, starts the handlers. */
@@ -160,6 +200,11 @@ int instance_claim(struct instance *in, pid_t pid, int pagemap_fd, int maps_fd,
 /* The child of a FORK event: its table starts as a copy. Called with the parent's lock. */
 struct instance *instance_from_fork(struct instance *parent, int uffd);
 /* The parent's outcome for what a child's page shared: contents, or NULL for zeros. */
+/* A child's page whose fate is that of the parent's command `tag`. With the locks of both. */
+void fork_page_follow(struct instance *parent, struct instance *child, struct chunk *c, uint32_t id,
+                      uint32_t tag);
+/* KERNEL.md 1: the instance's whole memory is in MISSING mode. */
+void fork_register_all(struct instance *in);
 void fork_follow(struct instance *parent, uint32_t tag, bool left, const void *contents);
 /* Scales budgets that are shares of memory so that all instances and the store fit. */
 void instance_rebalance(void);
@@ -169,7 +214,17 @@ void instance_stores_full(bool full);
 void instance_reap(void);
 /* An instance with nothing in it; one reference, for the list that instance_publish puts it in. */
 struct instance *instance_new(const struct edm_settings *set, uid_t uid);
+/* The same from what a dead server left; takes image_fd and img over on success. NULL: no memory.
+ */
+struct instance *instance_from_image(int image_fd, struct image *img);
+/* Maps the channel that chan_fd already is. 0 or -errno. */
+int instance_adopt_channel(struct instance *in);
+/* Numbers up to `used` may have been given by an earlier server. */
+void instance_numbers_from(uint64_t used);
+int instance_start_op_thread(struct instance *in);
 void instance_publish(struct instance *in);
+/* Writes what has changed of its identity, rights and budget to the image. With the lock. */
+void instance_save(struct instance *in);
 int instance_start_handlers(struct instance *in);
 /* Everything back, unregistered, its LPET told to end: the process goes on without EDM. */
 int instance_release(struct instance *in);
@@ -189,10 +244,21 @@ void instance_wake(struct instance *in);
 /* Makes the hooks hold back calls that raise events, or lets them go on (KERNEL.md 15). */
 void instance_starve(struct instance *in, bool starved);
 
+/* ---- handlers.c ---- */
+void handlers_init(struct turns *pl);
+void handlers_fini(struct turns *pl);
+/* A thread of the instance has faulted, at `now` (ns). With the lock. */
+void handlers_fault(struct instance *in, uint32_t tid, uint64_t now);
+/* May handler `index` poll? Else it waits until something changes. */
+void handlers_wait(struct instance *in, unsigned index);
+/* Everybody looks again. */
+void handlers_wake(struct instance *in);
+
 /* ---- dm_handler.c: the fault flow ---- */
 void *dm_handler_main(void *arg);
 void dm_handler_wait(struct instance *in, const struct waiter *w, enum wait_reason why);
-/* Fetches the page at addr ahead of its use. False: no room, or not possible now. */
+/* Fetches the page at addr ahead of its use, from disk with the next fetch_flush. False: no room,
+ * or not possible now. */
 bool dm_handler_prefetch(struct instance *in, uint64_t addr);
 /* The waiters for the page at addr were woken by somebody who placed it. */
 void dm_handler_served(struct instance *in, uint64_t addr);
@@ -216,6 +282,25 @@ void page_drop_handle(struct page *p);
 /* The program discarded it (PAGE_NEW) or its mapping went (PAGE_FOREIGN). */
 void page_forget(struct instance *in, struct chunk *c, uint32_t id, enum page_state state);
 uint32_t page_next_version(void);
+/* Versions up to `used` may have been given by an earlier server. */
+void page_versions_from(uint32_t used);
+/* What the instance wants for its stored pages. */
+struct copies_wish page_wish(const struct instance *in);
+
+/* The page's chunk, made when missing; NULL: out of memory. Outside of the arena nothing is ours
+ * (PAGE_FOREIGN) until an event or a fault says so. */
+struct chunk *page_chunk(struct instance *in, uint64_t addr);
+
+/* ---- ghost.c: what was at an address before another page came there unannounced ---- */
+bool ghost_at(struct instance *in, uint64_t addr);
+/* Is an event that addr is unmapped (to = 0) or moved older than the page that is there now? Then
+ * it is about the ghost. */
+bool ghost_is_meant(struct instance *in, uint64_t addr, uint64_t to);
+/* Where the ghost of addr goes; the caller moves the page there. NULL: out of memory. */
+struct chunk *ghost_make(struct instance *in, uint64_t addr);
+void ghost_drop(struct instance *in, uint64_t addr);
+/* Once no event is under way, none can be late: no ghost is waited for any more. */
+void ghost_expire(struct instance *in);
 
 /* ---- lease.c ---- */
 /* 0: leased and its threads woken; -EAGAIN: look again; other: not possible, serve the page. */
@@ -248,7 +333,25 @@ void evict_abandon(struct instance *in);
 void evict_post_exit(struct instance *in);
 
 /* ---- event.c ---- */
-void event_handle(struct instance *in, const struct uffd_msg *m);
+/*
+ * Reads a batch of messages into the image and applies its events; the faults, which the kernel
+ * gives before older events, are left for the caller. How many messages, 0 when there are none.
+ */
+int events_read(struct instance *in);
+/* Applies what is left of the first n messages of the batch. */
+void events_apply(struct instance *in, uint32_t n);
+/* Messages of the batch that a dead server had read, applied or not. */
+uint32_t events_left(const struct instance *in);
+
+/* After a change of server: the ring as the table and the commands under way have it. */
+void evict_restore(struct instance *in);
+
+/* ---- recover.c ---- */
+/* Takes over every instance that the last server of this socket left, and its store. 0, also when
+ * there is none, or -errno with a line in err. Before peer_start. */
+int recover_all(const char *socket, const struct store_options *store, char *err, size_t errlen);
+/* Serves these instances; after copies_start. */
+void recover_go_on(void);
 
 /* ---- op.c ---- */
 void *op_main(void *arg);
@@ -256,19 +359,44 @@ void *op_main(void *arg);
 bool op_covers(const struct instance *in, uint64_t start, uint64_t end);
 /* Forgets operations that the instance has closed. */
 void op_prune(struct instance *in);
+/* After a change of server: the operations that are open. */
+void op_restore(struct instance *in);
 bool op_note_covers(const struct instance *in, uint64_t start, uint64_t end);
+/* Is a hook doing just now what an event says: an unmapping (to = 0), or a move? */
+bool op_note_says(const struct instance *in, uint64_t start, uint64_t len, uint64_t to);
 
 /* ---- fetch.c ---- */
-int fetch_module_init(void);
-void fetch_module_fini(void);
-/* Queues a read of a STORED page from disk; sets PF_FETCHING. 0 or -errno. */
-int fetch_start(struct instance *in, uint32_t id);
+/* A STORED page is to be read from disk: sets PF_FETCHING. With the next fetch_flush, at latest
+ * before the lock is released, the read begins. */
+void fetch_start(struct instance *in, uint32_t id);
+void fetch_flush(struct instance *in);
+/* Places what was read while the kernel said EAGAIN, if it lets us now. */
+void fetch_settle(struct instance *in);
+/* Drops it: the instance ends. */
+void fetch_forget(struct instance *in);
 /*
  * Brings every page back, whatever the budget says. Called with the lock, which it releases from
  * time to time; progress (may be NULL) is called without it. 0 or -errno.
  */
 typedef void fetch_progress(void *arg, uint64_t done, uint64_t total);
 int fetch_all(struct instance *in, fetch_progress *progress, void *arg);
+
+/* ---- fetch_slow.c ---- */
+int fetch_slow_init(void);
+/* From now on no page waits for a rank to come back. */
+void fetch_slow_hurry(void);
+void fetch_slow_fini(void);
+/* Queues a STORED page, from wherever a copy is, for a thread that may wait; sets PF_FETCHING. */
+void fetch_slow(struct instance *in, uint32_t id);
+
+/* ---- fetch_remote.c ---- */
+/* Asks `rank` for a STORED page, together with others until the next flush; sets PF_FETCHING. 0 or
+ * -errno. */
+int fetch_remote(struct instance *in, uint32_t id, int rank);
+void fetch_remote_flush(struct instance *in);
+/* Without the lock: while pages are under way from other ranks, waits for them for a short while,
+ * rather than sleeping and being woken. */
+void fetch_remote_spin(struct instance *in);
 
 uint64_t now_ns(void);
 

@@ -89,7 +89,7 @@ static bool unwanted(const char *var)
     return false;
 }
 
-static void clean_environment(void)
+void edm_launch_clean_environment(void)
 {
     char **to = environ;
 
@@ -119,7 +119,7 @@ static void run_server(const char *path, const struct edm_config_request *req, b
         argv[n++] = (char *)"-o";
         argv[n++] = (char *)req->options[i];
     }
-    clean_environment();
+    edm_launch_clean_environment();
     execv(path, argv);
     dprintf(2, "edm: %s cannot be run: %s\n", path, strerror(errno));
     _exit(125);

@@ -11,6 +11,10 @@
 int edm_launch_find_shim(char *buf, size_t len, char *err, size_t errlen);
 int edm_launch_find_dms(char *buf, size_t len, char *err, size_t errlen);
 
+/* Takes away what would change what a server is: preloads, and the marks of a surrounding MPI job.
+ * In the child, before exec. */
+void edm_launch_clean_environment(void);
+
 /*
  * Runs edm-dms with the request's file and options, and waits until it serves. `automatic` makes it
  * end some time after its last instance. 0, or -errno with a line in err; err is "" when the server

@@ -2,6 +2,7 @@
  * Leases: a chunk that the program has not touched yet is charged whole and handed to the kernel,
  * which then serves its first touches at native speed.
  */
+#include "die.h"
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
@@ -54,7 +55,7 @@ static bool lease_allowed(struct instance *in, struct chunk *c)
         return false;
     if (c->addr < in->arena_start || end > in->arena_start + in->arena_len)
         return false;
-    if (budget_charge(in) + EDM_CHUNK_PAGES > b->high || b->leases >= in->stats.lease_limit)
+    if (budget_charge(in) + EDM_CHUNK_PAGES > b->high || b->leases >= in->stats->lease_limit)
         return false;
     if (c->broken_ns && now_ns() - c->broken_ns < AGAIN_NS)
         return false;
@@ -74,6 +75,8 @@ int lease_take(struct instance *in, struct chunk *c, uint64_t addr)
         err = probe == -EAGAIN ? probe : 0;
     }
     if (!err)
+        die_at(DIE_LEASE_OPEN);
+    if (!err)
         err = uffd_register(in->uffd, c->addr, EDM_CHUNK_SIZE, UFFD_WP);
     if (err) { /* KERNEL.md 5: whatever went half way, the chunk is in MISSING mode again */
         if (lease_register(in, c))
@@ -82,9 +85,10 @@ int lease_take(struct instance *in, struct chunk *c, uint64_t addr)
             in->set.lease = 0;
         return err == -EAGAIN ? err : -EBUSY;
     }
+    die_at(DIE_LEASE_TAKEN);
     c->leased = 1;
     in->budget.leases++;
-    in->stats.leases++;
+    in->stats->leases++;
     lspt_push_lease(&in->lspt, &in->spt, c);
     uint64_t charge = budget_charge(in);
     if (charge > in->budget.max)
@@ -100,6 +104,7 @@ bool lease_break(struct instance *in, struct chunk *c, bool first)
         c->unevictable = 1;
         return false;
     }
+    die_at(DIE_LEASE_BREAK);
     c->leased = 0;
     c->broken_ns = now_ns();
     in->budget.leases--;

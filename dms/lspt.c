@@ -10,7 +10,7 @@ void lspt_init(struct lspt *l)
 static struct link *node_link(struct spt *t, uint32_t node)
 {
     if (node & SPT_CHUNK_BIT)
-        return &t->chunks[node & ~SPT_CHUNK_BIT]->link;
+        return &t->chunks[node & ~SPT_CHUNK_BIT].link;
     return &spt_page(t, node)->link;
 }
 

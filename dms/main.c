@@ -1,7 +1,12 @@
 /* edm-dms: one rank of the distributed memory server. */
 #include "../config/config.h"
 #include "../config/log.h"
+#include "copies.h"
+#include "die.h"
+#include "holder.h"
+#include "homes.h"
 #include "instance.h"
+#include "keeper.h"
 #include "peer.h"
 #include "server.h"
 #include "store.h"
@@ -22,16 +27,19 @@
 
 #define EXIT_EDM 125
 #define OPTIONS_MAX 64
+#define RANK_START_LIMIT_S 60 /* MPI_Init waits for ranks that will never come */
+#define BYE_SECONDS 10.0      /* without any page going: then a rank that ends waits no longer */
 
 struct arguments {
     const char *file, *socket;
     const char *options[OPTIONS_MAX];
     char socket_option[EDM_CONFIG_PATH_MAX + 16];
     size_t noptions;
-    bool daemon, is_auto;
+    bool daemon, is_auto, is_rank;
 };
 
-static int ready_fd = -1; /* to the process that started the daemon */
+static int ready_fd = -1;   /* to the process that started the daemon */
+static int announcing = -1; /* this rank's number, while `edm start` listens to its output */
 
 static const char usage[] =
     "usage: edm-dms [-c FILE] [-o KEY=VALUE]... [--socket PATH] [--daemon] [--auto]\n"
@@ -41,14 +49,27 @@ static const char usage[] =
     "  --socket PATH       short for -o socket=PATH\n"
     "  --daemon            go to the background; returns when it serves\n"
     "  --auto              end some seconds after the last program\n"
+    "  --rank              be one rank of those that mpiexec starts\n"
     "  --help, --version\n";
+
+/* One line to `edm start` (job.c reads it), through mpiexec. */
+static void announce(const char *word, const char *text)
+{
+    char line[800], host[64] = "";
+    gethostname(host, sizeof(host) - 1);
+    int n = snprintf(line, sizeof(line), "@edm %d %s %s %s\n", announcing, host, word, text);
+    (void)!write(1, line, (size_t)n);
+}
 
 /* Says what is wrong where the user sees it, and ends. */
 static void fail(const char *text)
 {
     char line[600];
     int n = snprintf(line, sizeof(line), "edm-dms: %s\n", text);
-    if (ready_fd >= 0) {
+    if (announcing >= 0) {
+        announce("failed", text);
+        edm_error("%s", text);
+    } else if (ready_fd >= 0) {
         (void)!write(ready_fd, line, (size_t)n);
         edm_error("%s", text);
     } else {
@@ -59,13 +80,11 @@ static void fail(const char *text)
 
 static void parse(int argc, char **argv, struct arguments *a)
 {
-    static const struct option longs[] = {{"config", required_argument, NULL, 'c'},
-                                          {"socket", required_argument, NULL, 's'},
-                                          {"daemon", no_argument, NULL, 'd'},
-                                          {"auto", no_argument, NULL, 'a'},
-                                          {"help", no_argument, NULL, 'h'},
-                                          {"version", no_argument, NULL, 'v'},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option longs[] = {
+        {"config", required_argument, NULL, 'c'}, {"socket", required_argument, NULL, 's'},
+        {"daemon", no_argument, NULL, 'd'},       {"auto", no_argument, NULL, 'a'},
+        {"rank", no_argument, NULL, 'r'},         {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},      {NULL, 0, NULL, 0}};
     int c;
     while ((c = getopt_long(argc, argv, "c:o:h", longs, NULL)) != -1) {
         if ((c == 'o' || c == 's') && a->noptions == OPTIONS_MAX - 1)
@@ -81,6 +100,8 @@ static void parse(int argc, char **argv, struct arguments *a)
             a->daemon = true;
         } else if (c == 'a') {
             a->is_auto = true;
+        } else if (c == 'r') {
+            a->is_rank = true;
         } else if (c == 'v') {
             printf("edm-dms %s\n", EDM_VERSION);
             exit(0);
@@ -137,11 +158,22 @@ static void wait_ready(int fd, pid_t child)
     _exit(EXIT_EDM);
 }
 
+/* A server without a terminal logs beside its socket. */
+static void default_log(struct edm_config *c, int k)
+{
+    char dir[EDM_CONFIG_PATH_MAX], number[16] = "";
+    if (c->log_file[0])
+        return;
+    snprintf(dir, sizeof(dir), "%s", c->socket);
+    if (k)
+        snprintf(number, sizeof(number), ".%d", k);
+    snprintf(c->log_file, sizeof(c->log_file), "%s/dms.log%s", dirname(dir), number);
+}
+
 /* Nobody's child, own session, no streams; log in a file beside the socket. */
 static void daemonize(struct edm_config *c)
 {
     int fds[2];
-    char dir[EDM_CONFIG_PATH_MAX];
     if (pipe2(fds, O_CLOEXEC))
         fail("out of descriptors");
     pid_t pid = fork();
@@ -165,15 +197,92 @@ static void daemonize(struct edm_config *c)
             close(fd);
     if (chdir("/"))
         fail("cannot change to /");
-    if (!c->log_file[0]) {
-        snprintf(dir, sizeof(dir), "%s", c->socket);
-        snprintf(c->log_file, sizeof(c->log_file), "%s/dms.log", dirname(dir));
-    }
+    default_log(c, 0);
 }
 
-static void say_ready(void)
+static int number_from(const char *variable, int otherwise)
+{
+    const char *text = getenv(variable);
+    return text ? atoi(text) : otherwise;
+}
+
+/* Of the descriptors that hydra leaves open MPI needs one; the others are its connections, which
+ * must not outlive it here. No child needs any. */
+static void drop_inherited(void)
+{
+    int pmi = number_from("PMI_FD", -1);
+    for (int fd = 3; fd < 1024; fd++)
+        if (fd != pmi)
+            close(fd);
+    if (pmi > 2)
+        fcntl(pmi, F_SETFD, FD_CLOEXEC);
+}
+
+/*
+ * What hydra does to its children must not reach a rank: SIGUSR1 when another rank died, SIGKILL
+ * when mpiexec or the way to it is gone. So its child is this process, which only waits for the
+ * rank, and the rank has a session of its own. A rank that does not serve yet does go with it.
+ */
+static void become_rank(void)
+{
+    int status = 0;
+    signal(SIGUSR1, SIG_IGN);
+    drop_inherited();
+    pid_t parent = getpid(), pid = fork();
+    if (pid < 0)
+        fail("cannot fork");
+    if (pid > 0) {
+        while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+            ;
+        if (WIFSIGNALED(status)) /* else it has said why; nobody listens when it was up */
+            announce("failed", "it died of a signal: see its log");
+        _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+    }
+    setsid();
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(EXIT_EDM);
+    alarm(RANK_START_LIMIT_S);
+}
+
+/* Several ranks on a host: the first has the socket of the settings, the k-th .k behind it. */
+static void settle_rank(struct edm_config *c)
+{
+    default_log(c, number_from("MPI_LOCALRANKID", 0));
+    if (chdir("/"))
+        fail("cannot change to /");
+}
+
+/* Ranks of one host take sockets of their own: SOCKET, SOCKET.1, ... */
+static void own_socket(struct edm_config *c)
+{
+    int k = number_from("MPI_LOCALRANKID", 0);
+    size_t len = strlen(c->socket);
+    if (k && (size_t)snprintf(c->socket + len, sizeof(c->socket) - len, ".%d", k) >=
+                 sizeof(c->socket) - len)
+        fail("socket: the path is too long for several ranks on a host: use a shorter one");
+}
+
+/* From here on it lives without its parent, mpiexec and their streams. */
+static void leave_parent(const struct edm_config *c)
+{
+    char text[EDM_CONFIG_PATH_MAX + 32];
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    alarm(0);
+    prctl(PR_SET_PDEATHSIG, 0);
+    snprintf(text, sizeof(text), "%d %s", getpid(), c->socket);
+    announce("ready", text);
+    announcing = -1;
+    for (int i = 0; i < 3; i++)
+        dup2(null, i);
+    close(null);
+}
+
+static void say_ready(const struct edm_config *c)
 {
     char zero = 0;
+    if (announcing >= 0)
+        leave_parent(c);
     if (ready_fd < 0)
         return;
     (void)!write(ready_fd, &zero, 1);
@@ -189,6 +298,12 @@ static void raise_limits(void)
         r.rlim_cur = r.rlim_max;
         setrlimit(RLIMIT_NOFILE, &r);
     }
+    struct rlimit endless = {RLIM_INFINITY, RLIM_INFINITY}; /* a program's limit, that started us */
+    if (setrlimit(RLIMIT_FSIZE, &endless) && getrlimit(RLIMIT_FSIZE, &r) == 0) {
+        r.rlim_cur = r.rlim_max;
+        setrlimit(RLIMIT_FSIZE, &r);
+    }
+    signal(SIGXFSZ, SIG_IGN); /* the error is enough */
     signal(SIGPIPE, SIG_IGN);
     sigset_t set;
     sigemptyset(&set);
@@ -218,16 +333,39 @@ static uint64_t disk_free(const char *path)
     return (uint64_t)st.f_bavail * st.f_frsize;
 }
 
-static uint64_t open_store(const struct edm_config *c)
+/* The store, and the instances of a server that was killed. */
+static void open_all(const struct edm_config *c)
 {
     char err[300];
     struct store_options o = {.compression = c->compression, .on_room = on_room};
     o.memory_bytes = edm_size_bytes(c->memory_store, edm_memory_total());
     o.disk_bytes = edm_size_bytes(c->disk_store, disk_free(c->disk_path));
     snprintf(o.disk_path, sizeof(o.disk_path), "%s", c->disk_path);
-    if (store_init(&o, err, sizeof(err)))
+    if (instance_module_init(o.memory_bytes))
+        fail("cannot start threads");
+    if (copies_init(on_room, NULL))
+        fail("out of memory");
+    if (recover_all(c->socket, &o, err, sizeof(err)))
         fail(err);
-    return o.memory_bytes;
+}
+
+/* Requests between ranks end up with those who keep and those who own pages. */
+static int join_ranks(const struct edm_config *c)
+{
+    static const struct peer_ops ops = {holder_serve, copies_rank_lost, copies_rank_leaves};
+    struct rank_hello self = {0};
+    struct rank_stat stat;
+    int err = holder_init();
+    if (!err)
+        err = fetch_slow_init();
+    if (err)
+        return err;
+    self.identity = homes_identity();
+    holder_stat(peer_rank(), &stat);
+    self.capacity = stat.capacity;
+    self.used = stat.used;
+    err = peer_start(&ops, &self, c->request_timeout);
+    return err ? err : copies_start();
 }
 
 int main(int argc, char **argv)
@@ -238,31 +376,52 @@ int main(int argc, char **argv)
     parse(argc, argv, &a);
     peer_environment(a.daemon || !getenv("PMI_RANK"), argv);
     prctl(PR_SET_NAME, "edm-dms");
+    if (a.is_rank) {
+        announcing = number_from("PMI_RANK", 0);
+        become_rank();
+    }
     struct edm_config_request req = {a.file, a.options, a.noptions};
     if (edm_config_load(&config, &req, err, sizeof(err)))
         fail(err);
     if (a.daemon)
         daemonize(&config);
-    edm_log_init("edm-dms", config.log_level, config.log_file);
+    own_socket(&config);
+    if (a.is_rank)
+        settle_rank(&config);
+    int logs = edm_log_init("edm-dms", config.log_level, config.log_file);
+    die_init();
     raise_limits();
     struct server_options opt = {&config, a.is_auto};
     int e = server_open(&opt, err, sizeof(err));
+    if (logs) /* its folder may be new */
+        edm_log_init("edm-dms", config.log_level, config.log_file);
     if (e == -EADDRINUSE && a.daemon && somebody_serves(config.socket)) {
-        say_ready();
+        say_ready(&config);
         return 0;
     }
     if (e)
         fail(err);
+    if (keeper_start(config.socket))
+        fail("the keeper cannot be started: out of processes or descriptors");
+    keeper_state()->kept_ms = config.on_server_lost == EDM_LOST_WAIT
+                                  ? UINT64_MAX
+                                  : (uint64_t)(config.reconnect_timeout * 1e3);
     if (peer_init(err, sizeof(err)))
         fail(err);
     control_init();
-    if (fetch_module_init() || instance_module_init(open_store(&config)))
+    open_all(&config);
+    if (join_ranks(&config))
         fail("cannot start threads");
-    say_ready();
+    recover_go_on();
+    instance_rebalance();
+    say_ready(&config);
     edm_info("serving on %s", config.socket);
     server_run();
     server_close();
-    fetch_module_fini();
+    uint64_t left = peer_bye(holder_pages, BYE_SECONDS);
+    if (left)
+        edm_error("ends with %lu pages of other ranks, which they did not take back", left);
+    fetch_slow_fini();
     store_fini();
     peer_fini();
     return 0;

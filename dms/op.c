@@ -3,6 +3,7 @@
  * channel's bell; it may wait for the LPET, so it never holds the lock while it does.
  */
 #include "../config/log.h"
+#include "die.h"
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
@@ -46,6 +47,28 @@ bool op_note_covers(const struct instance *in, uint64_t start, uint64_t end)
     return false;
 }
 
+static bool contains(uint64_t start, uint64_t len, uint64_t part, uint64_t n)
+{
+    return part >= start && part - start < len && n <= len - (part - start);
+}
+
+bool op_note_says(const struct instance *in, uint64_t start, uint64_t len, uint64_t to)
+{
+    bool said = false;
+    for (uint32_t i = 0; in->chan && i < EDM_CHAN_OPS && !said; i++) {
+        const struct edm_op *op = &in->chan->ops[i];
+        if (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) != EDM_OP_OPEN)
+            continue;
+        if (op->kind == EDM_OP_REMAP && to)
+            said = contains(op->start, op->len, start, len) && op->arg + (start - op->start) == to;
+        else if (op->kind == EDM_OP_REMAP)
+            said = contains(op->arg, op->len, start, len);
+        else if (op->kind == EDM_OP_UNMAP && !to)
+            said = contains(op->start, op->len, start, len);
+    }
+    return said;
+}
+
 bool op_covers(const struct instance *in, uint64_t start, uint64_t end)
 {
     for (unsigned i = 0; i < in->nheld; i++)
@@ -65,6 +88,16 @@ void op_prune(struct instance *in)
             i++;
         else
             in->held[i] = in->held[--in->nheld];
+    }
+}
+
+void op_restore(struct instance *in)
+{
+    for (uint32_t i = 0; i < EDM_CHAN_OPS; i++) {
+        const struct edm_op *op = &in->chan->ops[i];
+        if (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) == EDM_OP_DONE &&
+            op->kind == EDM_OP_UNLEASE)
+            in->held[in->nheld++] = (struct held){op->start, op->len, i};
     }
 }
 
@@ -167,6 +200,7 @@ static int op_pin(struct instance *in, const struct edm_op *op)
     bool pin = op->kind == EDM_OP_PIN;
     if (op->start <= in->arena_start && op->len >= in->arena_len) {
         in->pin_all += pin ? 1 : -1;
+        in->img->pin_all = in->pin_all;
         return 0;
     }
     uint64_t end = (op->start + op->len + EDM_PAGE_SIZE - 1) & ~(EDM_PAGE_SIZE - 1);
@@ -240,16 +274,23 @@ static bool make_room(struct instance *in)
 static int op_willneed(struct instance *in, const struct edm_op *op)
 {
     uint64_t end = op->start + op->len, most = in->budget.limit / 2;
-    uint64_t before = in->stats.prefetch_fetched;
+    uint64_t before = in->stats->prefetch_fetched;
     unsigned n = 0;
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end && !over(in); a += EDM_PAGE_SIZE) {
-        if (in->stats.prefetch_fetched - before >= most ||
+        if (in->stats->prefetch_fetched - before >= most ||
             (!budget_has_room(in, 1) && !make_room(in)))
             break;
         dm_handler_prefetch(in, a);
-        if (++n % WILLNEED_BATCH == 0)
+        if (++n % WILLNEED_BATCH != 0)
+            continue;
+        fetch_flush(in);
+        fetch_remote_flush(in);
+        do
             let_go(in);
+        while (in->budget.fetching > IN_FLIGHT_MAX / 2 && !over(in));
     }
+    fetch_flush(in);
+    fetch_remote_flush(in);
     return 0;
 }
 
@@ -257,9 +298,9 @@ static int op_willneed(struct instance *in, const struct edm_op *op)
 static bool release_poison(struct instance *in)
 {
     for (uint32_t n = 0; n < in->spt.nchunks; n++) {
-        const struct chunk *c = in->spt.chunks[n];
+        const struct chunk *c = &in->spt.chunks[n];
         for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
-            if (c->pages[i].state != PAGE_POISONED)
+            if (c->pages[i].state != PAGE_POISONED || spt_is_ghost(c))
                 continue;
             int err = uffd_poison(in->uffd, c->addr + i * EDM_PAGE_SIZE, EDM_PAGE_SIZE);
             if (err && err != -EEXIST && err != -ENOENT)
@@ -275,6 +316,7 @@ static int release(struct instance *in)
     int err = fetch_all(in, NULL, NULL);
     if (err)
         return err;
+    die_at(DIE_RELEASE);
     in->budget.unlimited = true;
     in->set.lease = 0;
     in->detached = true;
@@ -285,10 +327,12 @@ static int release(struct instance *in)
     if (!release_poison(in))
         return -EBADMSG;
     for (uint32_t i = 0; i < in->spt.nchunks; i++)
-        uffd_unregister(in->uffd, in->spt.chunks[i]->addr, EDM_CHUNK_SIZE);
+        uffd_unregister(in->uffd, in->spt.chunks[i].addr, EDM_CHUNK_SIZE);
     uffd_unregister(in->uffd, in->arena_start, in->arena_len);
     if (in->chan)
         evict_post_exit(in);
+    die_at(DIE_RELEASED);
+    in->img->detached = 1; /* last: until then a successor can take it back */
     return 0;
 }
 
@@ -345,6 +389,7 @@ static void ops_scan(struct instance *in)
         in->kick = true;
         dm_handler_step(in);
         pthread_mutex_unlock(&in->lock);
+        die_at(DIE_OP);
         uint32_t request = EDM_OP_REQUEST;
         __atomic_compare_exchange_n(&shared->state, &request, EDM_OP_DONE, false, __ATOMIC_ACQ_REL,
                                     __ATOMIC_ACQUIRE);

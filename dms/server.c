@@ -1,6 +1,8 @@
 #include "server.h"
 #include "../config/log.h"
+#include "die.h"
 #include "instance.h"
+#include "keeper.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -16,16 +18,20 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define AUTO_LINGER_NS 5000000000ull
 #define CONNS_MAX 16384
+#define LOCK_TRIES 50
+#define LPET_BACK_NS 5000000000ull /* an LPET that lives comes back much sooner */
 
 enum conn_state { CONN_NEW, CONN_HELLO, CONN_CLAIM, CONN_ATTACHED };
 
 struct conn {
     int fd;
     enum conn_state state;
+    bool again; /* came by REATTACH */
     struct ucred peer;
     struct edm_hello hello;
     struct instance *in; /* one reference from HELLO or CLAIM on */
@@ -51,6 +57,8 @@ static struct {
          .uffd_dev = -1,
          .spare_fd = -1,
          .reap_lock = PTHREAD_MUTEX_INITIALIZER};
+
+static char keeper_mark; /* in the loop: the keeper has ended */
 
 /* ---- messages ---- */
 
@@ -156,13 +164,16 @@ static bool peer_allowed(const struct ucred *c)
 
 /* ---- connections ---- */
 
-/* The LPET's connection ended: with its process, or without (KERNEL.md 11). */
-static void conn_lost(struct instance *in)
+/* The LPET's connection ended: with its process, or without (KERNEL.md 11). One that came back to
+ * us may have lost patience before it had our answer. */
+static void conn_lost(struct instance *in, bool again)
 {
     if (instance_is_gone(in))
         return;
     pthread_mutex_lock(&in->lock);
-    if (in->claimed && !in->detached)
+    if (again)
+        instance_await_lpet(in);
+    else if (in->claimed && !in->detached)
         evict_abandon(in);
     pthread_mutex_unlock(&in->lock);
     instance_wake(in);
@@ -176,7 +187,7 @@ static void conn_close(struct conn *c)
         if (c->state == CONN_CLAIM)
             instance_close_channel(c->in);
         if (c->state == CONN_ATTACHED)
-            conn_lost(c->in);
+            conn_lost(c->in, c->again);
         if (c->state != CONN_HELLO)
             c->in->sock = -1;
         instance_put(c->in);
@@ -259,9 +270,11 @@ static void on_hello(struct conn *c, const struct packet *p)
         return;
     }
     c->state = CONN_HELLO;
+    die_at(DIE_HELLO);
     e = instance_open_channel(c->in);
     if (e || (e = welcome(c, -1)))
         conn_refuse(c, e, "the server is out of memory or descriptors");
+    die_at(DIE_WELCOME);
 }
 
 static void on_claim(struct conn *c, const struct packet *p)
@@ -280,9 +293,11 @@ static void on_claim(struct conn *c, const struct packet *p)
     }
     c->in = in;
     c->state = CONN_CLAIM;
+    die_at(DIE_CLAIM);
     int e = instance_open_channel(in);
     if (e || (e = welcome(c, in->uffd)))
         conn_refuse(c, e, "the server is out of memory or descriptors");
+    die_at(DIE_CLAIM_WELCOME);
 }
 
 /* The descriptors of UFFD; they belong to the instance on success. */
@@ -299,6 +314,7 @@ static void on_uffd(struct conn *c, struct packet *p)
     memcpy(&st, p->payload, sizeof(st));
     int e;
     c->in->sock = c->fd;
+    die_at(claim ? DIE_CLAIM_UFFD : DIE_UFFD);
     if (claim) {
         e = instance_claim(c->in, c->peer.pid, p->fds[0], p->fds[1], &st, err, sizeof(err));
     } else {
@@ -318,6 +334,29 @@ static void on_uffd(struct conn *c, struct packet *p)
     edm_info("pid %d %s: %s, %lu MiB local", c->peer.pid, claim ? "claimed" : "attached",
              c->in->command, c->in->budget.limit >> 8);
     instance_rebalance();
+    die_at(claim ? DIE_CLAIMED : DIE_ATTACHED);
+    if (server_send(c->fd, EDM_MSG_READY, NULL, 0, NULL, 0))
+        conn_close(c);
+    die_at(claim ? DIE_CLAIM_READY : DIE_READY);
+}
+
+static void on_reattach(struct conn *c, const struct packet *p)
+{
+    struct edm_reattach again;
+    if (p->msg.len != sizeof(again)) {
+        conn_refuse(c, -EPROTO, "shim and server are of different versions");
+        return;
+    }
+    memcpy(&again, p->payload, sizeof(again));
+    c->in = instance_reattach(again.instance, c->peer.pid, c->fd);
+    if (!c->in) {
+        conn_refuse(c, -ENOENT, "this server has nothing of yours");
+        return;
+    }
+    c->state = CONN_ATTACHED;
+    c->again = true;
+    edm_info("pid %d is back", c->peer.pid);
+    die_at(DIE_REATTACH);
     if (server_send(c->fd, EDM_MSG_READY, NULL, 0, NULL, 0))
         conn_close(c);
 }
@@ -381,7 +420,13 @@ static void on_packet(struct conn *c, struct packet *p)
             break;
         on_uffd(c, p);
         return;
+    case EDM_MSG_REATTACH:
+        if (c->state != CONN_NEW)
+            break;
+        on_reattach(c, p);
+        return;
     case EDM_MSG_PING:
+    case EDM_MSG_HANDOVER:
     case EDM_MSG_STAT:
     case EDM_MSG_STOP:
     case EDM_MSG_RESIZE:
@@ -448,7 +493,14 @@ static int take_lock(char *err, size_t errlen)
         snprintf(err, errlen, "%s: %s", path, strerror(-e));
         return e;
     }
-    if (flock(srv.lock_fd, LOCK_EX | LOCK_NB)) {
+    /* a server that was just killed: its keeper lets go of the lock in a moment */
+    struct timespec ts = {0, 20000000};
+    int busy = flock(srv.lock_fd, LOCK_EX | LOCK_NB);
+    for (int i = 0; busy && i < LOCK_TRIES; i++) {
+        nanosleep(&ts, NULL);
+        busy = flock(srv.lock_fd, LOCK_EX | LOCK_NB);
+    }
+    if (busy) {
         snprintf(err, errlen, "%s: a server runs there already", srv.socket);
         return -EADDRINUSE;
     }
@@ -586,9 +638,45 @@ static bool auto_is_over(void)
     return now_ns() - srv.idle_since_ns > AUTO_LINGER_NS;
 }
 
+/* An LPET that will not come back: what it has not done is undone. One of a stopped program may
+ * come late. */
+static void check_restored(void)
+{
+    size_t n;
+    struct instance **all = instance_list(&n);
+    for (size_t i = 0; i < n; i++) {
+        struct instance *in = all[i];
+        bool late = in->restored && now_ns() - in->restored_ns > LPET_BACK_NS;
+        if (late && !instance_is_gone(in) && !instance_has_lpet(in)) {
+            edm_warn("pid %d: its eviction thread is gone: it runs without a budget", in->pid);
+            pthread_mutex_lock(&in->lock);
+            in->restored = false;
+            evict_abandon(in);
+            pthread_mutex_unlock(&in->lock);
+            instance_wake(in);
+        }
+        instance_put(in);
+    }
+    free(all);
+}
+
+static void watch_keeper(void)
+{
+    if (keeper_pidfd() >= 0 && add_fd(keeper_pidfd(), &keeper_mark))
+        edm_warn("the keeper is not watched: %s", strerror(errno));
+}
+
+static void on_keeper_end(void)
+{
+    int err = keeper_restart();
+    edm_warn("the keeper was killed: %s", err ? strerror(-err) : "there is a new one");
+    watch_keeper();
+}
+
 void server_run(void)
 {
     struct epoll_event events[64];
+    watch_keeper();
     for (;;) {
         int timeout = loop_timeout();
         int n = epoll_wait(srv.epoll_fd, events, 64, timeout);
@@ -598,46 +686,60 @@ void server_run(void)
                 return;
             if (p == &srv.listen_fd)
                 conn_accept();
+            else if (p == &keeper_mark)
+                on_keeper_end();
             else
                 conn_ready(p);
         }
-        if (timeout >= 0)
+        if (timeout >= 0) {
             instance_reap();
+            check_restored();
+        }
         if (auto_is_over())
             return;
     }
 }
 
-/* Gives one instance its pages back, so that stopping loses nothing. */
-static void release_one(struct instance *in)
+/* Gives one instance its pages back, so that stopping loses nothing. False: it cannot have them. */
+static bool release_one(struct instance *in)
 {
     int err = instance_is_gone(in) ? 0 : instance_release(in);
-    if (err && !instance_is_gone(in))
-        edm_error("pid %d: not all of its pages could be given back: %s", in->pid, strerror(-err));
-    instance_destroy(in);
+    bool kept = err && !instance_is_gone(in);
+    if (kept)
+        edm_error("pid %d: not all of its pages could be given back (%s): it waits for another "
+                  "server",
+                  in->pid, strerror(-err));
+    else
+        instance_destroy(in);
+    return !kept;
 }
 
-static void release_all(void)
+static bool release_all(void)
 {
-    while (instance_count()) { /* they may fork meanwhile */
+    bool done = true;
+    while (done && instance_count()) { /* they may fork meanwhile */
         size_t n;
         struct instance **all = instance_list(&n);
         for (size_t i = 0; i < n; i++) {
-            release_one(all[i]);
+            done &= release_one(all[i]);
             instance_put(all[i]);
         }
         free(all);
     }
+    return done;
 }
 
 void server_close(void)
 {
     char path[EDM_CONFIG_PATH_MAX + 8];
+    fetch_slow_hurry();
     if (srv.listen_fd >= 0) {
         close(srv.listen_fd);
         unlink(srv.socket);
     }
-    release_all();
+    if (!release_all())
+        _exit(0); /* as if killed: the keeper has what is left */
+    keeper_end(); /* not before: this, too, may be cut short */
     while (srv.conns)
         conn_close(srv.conns);
     if (srv.lock_fd >= 0) {

@@ -1,25 +1,40 @@
 #include "spt.h"
+#include "image.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define MID_BITS 13
 #define MID_SIZE (1u << MID_BITS)
-#define TOP_SIZE (1u << (47 - EDM_CHUNK_SHIFT - MID_BITS))
-#define CHUNKS_MAX (1u << 22)
+#define TOP_SIZE (1u << (48 - EDM_CHUNK_SHIFT - MID_BITS))
 
-int spt_init(struct spt *t)
+/* The place of the pointer to a chunk, by its address. */
+static struct chunk **chunk_slot(struct spt *t, uint64_t number, bool make)
+{
+    uint64_t top = number >> MID_BITS;
+    if (top >= TOP_SIZE)
+        return NULL;
+    if (!t->top[top] && make)
+        t->top[top] = calloc(MID_SIZE, sizeof(*t->top[top]));
+    return t->top[top] ? &t->top[top][number & (MID_SIZE - 1)] : NULL;
+}
+
+int spt_init(struct spt *t, struct image *img)
 {
     memset(t, 0, sizeof(*t));
+    t->img = img;
+    t->chunks = image_chunk(img, 0);
     t->top = calloc(TOP_SIZE, sizeof(*t->top));
-    t->chunks = mmap(NULL, CHUNKS_MAX * sizeof(*t->chunks), PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    t->cap = CHUNKS_MAX;
-    if (!t->top || t->chunks == MAP_FAILED) {
-        free(t->top);
-        t->top = NULL;
+    if (!t->top)
         return -ENOMEM;
+    for (; t->nchunks < img->nchunks; t->nchunks++) {
+        struct chunk *c = &t->chunks[t->nchunks];
+        struct chunk **slot = chunk_slot(t, c->addr >> EDM_CHUNK_SHIFT, true);
+        if (!slot) {
+            spt_fini(t);
+            return -ENOMEM;
+        }
+        *slot = c;
     }
     return 0;
 }
@@ -28,44 +43,30 @@ void spt_fini(struct spt *t)
 {
     if (!t || !t->top)
         return;
-    for (uint32_t i = 0; i < t->nchunks; i++)
-        munmap(t->chunks[i], sizeof(struct chunk));
     for (uint32_t i = 0; i < TOP_SIZE; i++)
         free(t->top[i]);
     free(t->top);
-    munmap(t->chunks, CHUNKS_MAX * sizeof(*t->chunks));
     memset(t, 0, sizeof(*t));
 }
 
 static struct chunk *chunk_new(struct spt *t, uint64_t number)
 {
-    if (t->nchunks == t->cap)
+    if (t->nchunks == IMAGE_CHUNKS)
         return NULL;
-    struct chunk *c =
-        mmap(NULL, sizeof(*c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (c == MAP_FAILED)
-        return NULL;
+    struct chunk *c = &t->chunks[t->nchunks];
     c->addr = number << EDM_CHUNK_SHIFT;
     c->number = t->nchunks;
-    t->chunks[t->nchunks++] = c;
+    image_order();
+    t->img->nchunks = ++t->nchunks;
     return c;
 }
 
 struct chunk *spt_chunk(struct spt *t, uint64_t addr, bool make)
 {
     uint64_t number = addr >> EDM_CHUNK_SHIFT;
-    uint64_t top = number >> MID_BITS;
-    if (top >= TOP_SIZE)
+    struct chunk **slot = chunk_slot(t, number, make);
+    if (!slot)
         return NULL;
-    struct chunk **mid = t->top[top];
-    if (!mid) {
-        if (!make)
-            return NULL;
-        mid = t->top[top] = calloc(MID_SIZE, sizeof(*mid));
-        if (!mid)
-            return NULL;
-    }
-    struct chunk **slot = &mid[number & (MID_SIZE - 1)];
     if (!*slot && make)
         *slot = chunk_new(t, number);
     return *slot;

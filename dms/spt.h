@@ -16,6 +16,9 @@
 #include <stdint.h>
 
 #define SPT_NONE UINT32_MAX
+/* No address of a program has this bit. With it: what was at the address before another page came,
+ * while the event that says where it went is still to come (ghost.c). */
+#define SPT_GHOST (1ull << 47)
 #define SPT_CHUNK_BIT 0x80000000u /* in a list: this node is a leased chunk, not a page */
 
 enum page_state {
@@ -72,13 +75,17 @@ struct chunk {
     struct page pages[EDM_CHUNK_PAGES];
 };
 
+struct image;
+
 struct spt {
-    struct chunk ***top; /* [top][mid] */
-    struct chunk **chunks;
-    uint32_t nchunks, cap;
+    struct chunk ***top;  /* [top][mid] */
+    struct chunk *chunks; /* in the image */
+    uint32_t nchunks;
+    struct image *img;
 };
 
-int spt_init(struct spt *t);
+/* A table whose chunks are those of img. 0 or -ENOMEM. */
+int spt_init(struct spt *t, struct image *img);
 /* Forgets every chunk; drops no store handles (instance.c does). NULL is allowed. */
 void spt_fini(struct spt *t);
 /* The chunk that holds addr; made when missing and `make`; NULL when missing or out of memory. */
@@ -91,12 +98,17 @@ static inline uint32_t spt_index(uint64_t addr)
 
 static inline struct page *spt_page(const struct spt *t, uint32_t id)
 {
-    return &t->chunks[id / EDM_CHUNK_PAGES]->pages[id % EDM_CHUNK_PAGES];
+    return &t->chunks[id / EDM_CHUNK_PAGES].pages[id % EDM_CHUNK_PAGES];
 }
 
 static inline struct chunk *spt_chunk_of(const struct spt *t, uint32_t id)
 {
-    return t->chunks[id / EDM_CHUNK_PAGES];
+    return &t->chunks[id / EDM_CHUNK_PAGES];
+}
+
+static inline bool spt_is_ghost(const struct chunk *c)
+{
+    return c->addr & SPT_GHOST;
 }
 
 static inline uint64_t spt_addr(const struct spt *t, uint32_t id)

@@ -8,11 +8,29 @@ static uint64_t leased_pages(struct instance *in)
 {
     uint64_t sum = 0;
     for (uint32_t n = 0; n < in->spt.nchunks; n++) {
-        const struct chunk *c = in->spt.chunks[n];
+        const struct chunk *c = &in->spt.chunks[n];
         if (!c->leased)
             continue;
         int64_t pages = uffd_count(in->pagemap_fd, c->addr, c->addr + EDM_CHUNK_SIZE);
         sum += pages > 0 ? (uint64_t)pages : 0;
+    }
+    return sum;
+}
+
+/* Stored pages that should have more copies than they have. */
+static uint64_t missing_copies(const struct instance *in)
+{
+    store_handle handles[EDM_CHUNK_PAGES];
+    uint64_t sum = 0;
+    struct copies_wish wish = page_wish(in);
+    for (uint32_t n = 0; n < in->spt.nchunks && wish.replicas > 1; n++) {
+        size_t stored = 0;
+        for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
+            const struct page *p = &in->spt.chunks[n].pages[i];
+            if (p->state == PAGE_STORED)
+                handles[stored++] = p->handle;
+        }
+        sum += stored ? copies_missing(handles, stored) : 0;
     }
     return sum;
 }
@@ -55,18 +73,18 @@ void stats_instance_json(struct instance *in, FILE *f)
     const struct budget *b = &in->budget;
     uint64_t resident = b->resident + b->evicting + b->pinned + in->limbo.used + leased_pages(in);
     uint64_t stored = in->stored, limit = b->limit, max = b->max, charged = budget_charge(in);
-    struct instance_stats s = in->stats;
-    uint64_t limbo = in->limbo.used, waiting = in->nwaiters;
+    struct instance_stats s = *in->stats;
+    uint64_t limbo = in->limbo.used, waiting = in->nwaiters, missing = missing_copies(in);
     pthread_mutex_unlock(&in->lock);
     fprintf(f, "{\"pid\":%d,\"command\":", in->pid);
     json_string(f, in->command);
     fprintf(f,
             ",\"local_memory_bytes\":%lu,\"resident_bytes\":%lu,\"resident_max_bytes\":%lu,"
             "\"charged_bytes\":%lu,\"limbo_bytes\":%lu,\"waiting\":%lu,"
-            "\"stored_bytes\":%lu,\"stored_pages\":%lu,\"missing_copies\":0,",
+            "\"stored_bytes\":%lu,\"stored_pages\":%lu,\"missing_copies\":%lu,",
             limit << EDM_PAGE_SHIFT, resident << EDM_PAGE_SHIFT, max << EDM_PAGE_SHIFT,
             charged << EDM_PAGE_SHIFT, limbo << EDM_PAGE_SHIFT, waiting, stored << EDM_PAGE_SHIFT,
-            stored);
+            stored, missing);
     json_counters(&s, f);
     fputc('}', f);
 }

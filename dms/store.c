@@ -1,6 +1,7 @@
 #include "store.h"
 
 #include "../config/log.h"
+#include "die.h"
 #include "store_int.h"
 #include <assert.h>
 #include <errno.h>
@@ -8,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -17,17 +18,16 @@
 #define MANY_STEP 256 /* handles per taking of the lock in the _many calls */
 #define RESERVE_FRAMES 16u
 
-static struct store store;
+struct store store_self;
 
 /* ---- lock ---- */
 
-static void store_lock(struct store *s)
+void store_lock(struct store *s)
 {
     pthread_mutex_lock(&s->lock);
 }
 
-/* Unlocks after a change that may have made work for XPET. */
-static void store_unlock(struct store *s)
+void store_unlock(struct store *s)
 {
     bool wake = s->xpet.idle && xpet_has_work(s);
     if (wake)
@@ -37,134 +37,9 @@ static void store_unlock(struct store *s)
         pthread_cond_signal(&s->work);
 }
 
-/* ---- lists of slots ---- */
+/* ---- sums ---- */
 
-void slot_list_push(struct store *s, struct slot_list *l, uint32_t h)
-{
-    s->slots[h].prev = l->tail;
-    s->slots[h].next = 0;
-    if (l->tail)
-        s->slots[l->tail].next = h;
-    else
-        l->head = h;
-    l->tail = h;
-    l->n++;
-}
-
-void slot_list_push_head(struct store *s, struct slot_list *l, uint32_t h)
-{
-    s->slots[h].prev = 0;
-    s->slots[h].next = l->head;
-    if (l->head)
-        s->slots[l->head].prev = h;
-    else
-        l->tail = h;
-    l->head = h;
-    l->n++;
-}
-
-void slot_list_remove(struct store *s, struct slot_list *l, uint32_t h)
-{
-    struct slot *sl = &s->slots[h];
-    if (sl->prev)
-        s->slots[sl->prev].next = sl->next;
-    else
-        l->head = sl->next;
-    if (sl->next)
-        s->slots[sl->next].prev = sl->prev;
-    else
-        l->tail = sl->prev;
-    l->n--;
-}
-
-/* ---- slots ---- */
-
-static struct slot *slot_of(struct store *s, store_handle h)
-{
-    assert(h > 0 && h < s->top && s->slots[h].kind != SLOT_FREE);
-    return &s->slots[h];
-}
-
-static uint32_t slot_new(struct store *s)
-{
-    uint32_t h = s->free;
-    if (h)
-        s->free = s->slots[h].next;
-    else if (s->top < s->nslots)
-        h = s->top++;
-    return h;
-}
-
-void *store_slot_data(const struct store *s, const struct slot *sl)
-{
-    return sl->kind == SLOT_RAW ? store_mem_frame(&s->mem, sl->where)
-                                : store_mem_object(&s->mem, sl->where);
-}
-
-void store_slot_vacate(struct store *s, struct slot *sl)
-{
-    switch (sl->kind) {
-    case SLOT_RAW:
-        store_mem_frame_put(&s->mem, sl->where);
-        s->raw_pages--;
-        break;
-    case SLOT_LZ4:
-        store_mem_object_put(&s->mem, sl->where);
-        s->lz4_pages--;
-        break;
-    case SLOT_DISK:
-        store_disk_put(&s->disk, sl->where);
-        s->disk_pages--;
-        break;
-    default:
-        assert(!"a free slot has no contents");
-    }
-}
-
-bool store_slot_reap(struct store *s, uint32_t h)
-{
-    struct slot *sl = &s->slots[h];
-    if (sl->count || sl->pins)
-        return false;
-    store_slot_vacate(s, sl);
-    sl->kind = SLOT_FREE;
-    sl->next = s->free;
-    s->free = h;
-    return true;
-}
-
-void store_slot_settle(struct store *s, uint32_t h)
-{
-    struct slot *sl = &s->slots[h];
-    sl->busy = 0;
-    if (store_slot_reap(s, h))
-        return;
-    sl->cold = 1;
-    slot_list_push(s, &s->cold, h);
-}
-
-/* One use less, of an owner or a reader: frees the slot if that was the last. */
-static void slot_drop(struct store *s, uint32_t h)
-{
-    struct slot *sl = &s->slots[h];
-    if (sl->count || sl->pins || sl->busy)
-        return;
-    if (sl->kind != SLOT_DISK)
-        slot_list_remove(s, sl->cold ? &s->cold : &s->raw, h);
-    store_slot_reap(s, h);
-}
-
-static void slot_unpin(struct store *s, uint32_t h)
-{
-    struct slot *sl = slot_of(s, h);
-    assert(sl->pins > 0);
-    if (--sl->pins > 0)
-        return;
-    s->xpet.stuck = false;
-    slot_drop(s, h);
-}
-
-static uint64_t page_sum(const void *page, uint32_t version)
+uint64_t store_page_sum(const void *page, uint32_t version)
 {
     uint64_t x = (version + 1ull) * 0x9e3779b97f4a7c15ull;
     return XXH3_64bits(page, STORE_PAGE) ^ (x ^ x >> 32);
@@ -180,38 +55,36 @@ uint32_t store_limit(const struct store *s)
     return capacity - reserve;
 }
 
-/* Takes memory and a slot for a page, an object of len bytes or a frame (len 0). 0; -ENOSPC: no
- * room; -EAGAIN: memory must grow first. */
-static int slot_take(struct store *s, uint32_t len, bool force, uint32_t *out)
+/* Where the contents of a page go: an object of len bytes, or a frame (len 0). */
+struct room {
+    uint32_t h, where, len;
+};
+
+/* Takes memory and a slot. 0; -ENOSPC: no room; -EAGAIN: memory must grow first. */
+static int room_take(struct store *s, struct room *r, bool force)
 {
-    uint32_t class = len ? store_mem_class(len) : 0;
-    bool ready = len && store_mem_object_ready(&s->mem, class);
+    uint32_t class = r->len ? store_mem_class(r->len) : 0;
+    bool ready = r->len && store_mem_object_ready(&s->mem, class);
     if (!force && !ready && s->mem.used >= store_limit(s))
         return -ENOSPC;
-    uint32_t where = len ? store_mem_object_get(&s->mem, class) : store_mem_frame_get(&s->mem);
-    if (where == MEM_NONE)
+    r->where = r->len ? store_mem_object_get(&s->mem, class) : store_mem_frame_get(&s->mem);
+    if (r->where == MEM_NONE)
         return -EAGAIN;
-    uint32_t h = slot_new(s);
-    if (h == 0) {
-        if (len)
-            store_mem_object_put(&s->mem, where);
-        else
-            store_mem_frame_put(&s->mem, where);
-        return -ENOSPC;
-    }
-    s->slots[h] = (struct slot){.where = where,
-                                .count = 1,
-                                .len = (uint16_t)len & 0xfff,
-                                .kind = len ? SLOT_LZ4 : SLOT_RAW};
-    *out = h;
-    return 0;
+    r->h = store_slot_new(s);
+    if (r->h)
+        return 0;
+    if (r->len)
+        store_mem_object_put(&s->mem, r->where);
+    else
+        store_mem_frame_put(&s->mem, r->where);
+    return -ENOSPC;
 }
 
-/* As slot_take, growing memory when it must. Lock held; dropped to grow. */
-static int slot_take_grown(struct store *s, uint32_t len, bool force, uint32_t *out)
+/* As room_take, growing memory when it must. Lock held; dropped to grow. */
+static int room_take_grown(struct store *s, struct room *r, bool force)
 {
     int rc;
-    while ((rc = slot_take(s, len, force, out)) == -EAGAIN) {
+    while ((rc = room_take(s, r, force)) == -EAGAIN) {
         uint32_t step = store_mem_grow_begin(&s->mem, force);
         if (step == MEM_NONE && !s->mem.moving)
             return -ENOSPC;
@@ -230,47 +103,45 @@ static int slot_take_grown(struct store *s, uint32_t len, bool force, uint32_t *
     return rc;
 }
 
-/* The slot becomes visible to XPET. */
-static void slot_publish(struct store *s, uint32_t h)
+/* The contents are there: a successor of this process finds them, XPET may take them. */
+static void room_publish(struct store *s, const struct room *r)
 {
-    struct slot *sl = &s->slots[h];
-    bool lz4 = sl->kind == SLOT_LZ4;
-    sl->cold = lz4 || s->compression == EDM_COMPRESSION_LZ4;
-    slot_list_push(s, sl->cold ? &s->cold : &s->raw, h);
-    if (lz4)
-        s->lz4_pages++;
-    else
-        s->raw_pages++;
+    struct slot *sl = &s->slots[r->h];
+    if ((int32_t)(sl->version - s->header->version_last) > 0)
+        s->header->version_last = sl->version;
+    store_slot_move(s, sl, r->len ? SLOT_LZ4 : SLOT_RAW, r->where, r->len);
+    store_slot_list(s, r->h);
     s->xpet.stuck = false;
 }
 
 int store_put(const void *page, uint32_t version, bool force, store_handle *out)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     char small[MEM_OBJECT_MAX];
-    uint32_t h, len = 0;
-    uint64_t sum = page_sum(page, version);
+    struct room r = {0};
+    uint64_t sum = store_page_sum(page, version);
     if (s->compression == EDM_COMPRESSION_LZ4 && !s->transit)
-        len = (uint32_t)LZ4_compress_default(page, small, STORE_PAGE, sizeof small);
+        r.len = (uint32_t)LZ4_compress_default(page, small, STORE_PAGE, sizeof small);
     store_lock(s);
-    int rc = slot_take_grown(s, len, force, &h);
+    int rc = room_take_grown(s, &r, force);
     if (rc) {
         s->refused = true;
         store_unlock(s);
         return rc;
     }
-    struct slot *sl = &s->slots[h];
-    unsigned char *to = store_slot_data(s, sl);
-    sl->sum = sum;
-    sl->version = version;
+    s->slots[r.h].sum = sum;
+    s->slots[r.h].version = version;
+    unsigned char *to =
+        r.len ? store_mem_object(&s->mem, r.where) : store_mem_frame(&s->mem, r.where);
     pthread_mutex_unlock(&s->lock);
-    memcpy(to, len ? small : page, len ? len : STORE_PAGE);
+    memcpy(to, r.len ? small : page, r.len ? r.len : STORE_PAGE);
     if (s->flip == STORE_FLIP_MEMORY)
-        to[len ? len / 2 : STORE_PAGE / 2] ^= 0x10;
+        to[r.len ? r.len / 2 : STORE_PAGE / 2] ^= 0x10;
+    die_at(DIE_STORE_WRITTEN);
     store_lock(s);
-    slot_publish(s, h);
+    room_publish(s, &r);
     store_unlock(s);
-    *out = h;
+    *out = r.h;
     return 0;
 }
 
@@ -278,23 +149,23 @@ int store_put(const void *page, uint32_t version, bool force, store_handle *out)
 
 static void slot_unref(struct store *s, store_handle h)
 {
-    struct slot *sl = slot_of(s, h);
+    struct slot *sl = store_slot_of(s, h);
     assert(sl->count > 0);
     if (--sl->count == 0)
-        slot_drop(s, h);
+        store_slot_drop(s, h);
 }
 
 void store_ref(store_handle h)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     store_lock(s);
-    slot_of(s, h)->count++;
+    store_slot_of(s, h)->count++;
     pthread_mutex_unlock(&s->lock);
 }
 
 void store_unref(store_handle h)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     store_lock(s);
     slot_unref(s, h);
     store_unlock(s);
@@ -302,20 +173,20 @@ void store_unref(store_handle h)
 
 void store_ref_many(const store_handle *h, size_t n)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     for (size_t i = 0; i < n;) {
         size_t end = n - i > MANY_STEP ? i + MANY_STEP : n;
         store_lock(s);
         for (; i < end; i++)
             if (h[i])
-                slot_of(s, h[i])->count++;
+                store_slot_of(s, h[i])->count++;
         pthread_mutex_unlock(&s->lock);
     }
 }
 
 void store_unref_many(const store_handle *h, size_t n)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     for (size_t i = 0; i < n;) {
         size_t end = n - i > MANY_STEP ? i + MANY_STEP : n;
         store_lock(s);
@@ -330,9 +201,9 @@ void store_unref_many(const store_handle *h, size_t n)
 
 bool store_is_memory(store_handle h)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     store_lock(s);
-    bool memory = slot_of(s, h)->kind != SLOT_DISK;
+    bool memory = store_slot_of(s, h)->kind != SLOT_DISK;
     pthread_mutex_unlock(&s->lock);
     return memory;
 }
@@ -343,7 +214,7 @@ static int slot_pin(struct store *s, store_handle h, uint32_t version, bool disk
 {
     int rc = 0;
     store_lock(s);
-    struct slot *sl = slot_of(s, h);
+    struct slot *sl = store_slot_of(s, h);
     if (sl->version != version)
         rc = -EBADMSG;
     else if (sl->kind == SLOT_DISK && !disk)
@@ -353,6 +224,16 @@ static int slot_pin(struct store *s, store_handle h, uint32_t version, bool disk
     *copy = *sl;
     pthread_mutex_unlock(&s->lock);
     return rc;
+}
+
+static void slot_unpin(struct store *s, store_handle h)
+{
+    struct slot *sl = store_slot_of(s, h);
+    assert(sl->pins > 0);
+    if (--sl->pins > 0)
+        return;
+    s->xpet.stuck = false;
+    store_slot_drop(s, h);
 }
 
 static void slot_unpin_locked(struct store *s, store_handle h)
@@ -367,7 +248,7 @@ static int slot_page(struct store *s, const struct slot *sl, void *buf, const vo
 {
     *page = buf;
     if (sl->kind == SLOT_DISK)
-        return store_disk_read(&s->disk, sl->where, buf);
+        return store_disk_read(&s->disk, sl->where, 1, buf);
     const char *data = store_slot_data(s, sl);
     if (sl->kind == SLOT_RAW)
         *page = data;
@@ -378,14 +259,14 @@ static int slot_page(struct store *s, const struct slot *sl, void *buf, const vo
 
 int store_view(store_handle h, uint32_t version, void *buf, struct store_view *v)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     struct slot copy;
     const void *page;
     int rc = slot_pin(s, h, version, false, &copy);
     if (rc)
         return rc;
     rc = slot_page(s, &copy, buf, &page);
-    if (!rc && page_sum(page, version) != copy.sum)
+    if (!rc && store_page_sum(page, version) != copy.sum)
         rc = -EBADMSG;
     bool keep = !rc && page != buf;
     if (!keep)
@@ -398,21 +279,21 @@ int store_view(store_handle h, uint32_t version, void *buf, struct store_view *v
 void store_unview(struct store_view *v)
 {
     if (v->pinned)
-        slot_unpin_locked(&store, v->pinned);
+        slot_unpin_locked(&store_self, v->pinned);
     v->pinned = 0;
     v->data = NULL;
 }
 
 int store_read(store_handle h, uint32_t version, void *buf)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     struct slot copy;
     const void *page;
     int rc = slot_pin(s, h, version, true, &copy);
     if (rc)
         return rc;
     rc = slot_page(s, &copy, buf, &page);
-    if (!rc && page_sum(page, version) != copy.sum)
+    if (!rc && store_page_sum(page, version) != copy.sum)
         rc = -EBADMSG;
     if (!rc && page != buf)
         memcpy(buf, page, STORE_PAGE);
@@ -426,11 +307,12 @@ int store_read(store_handle h, uint32_t version, void *buf)
 
 bool store_same(store_handle h, uint32_t version, const void *page)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     struct slot copy;
-    if (slot_pin(s, h, version, false, &copy))
+    if (slot_pin(s, h, version, true, &copy))
         return false;
-    bool same = copy.kind == SLOT_RAW && memcmp(store_slot_data(s, &copy), page, STORE_PAGE) == 0;
+    bool same = copy.kind == SLOT_RAW ? memcmp(store_slot_data(s, &copy), page, STORE_PAGE) == 0
+                                      : store_page_sum(page, version) == copy.sum;
     slot_unpin_locked(s, h);
     return same;
 }
@@ -439,7 +321,7 @@ bool store_same(store_handle h, uint32_t version, const void *page)
 
 uint32_t store_fullness(void)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     store_lock(s);
     uint64_t whole = s->transit && s->has_disk ? 0 : store_mem_capacity(&s->mem);
     uint64_t used = s->mem.used;
@@ -453,7 +335,7 @@ uint32_t store_fullness(void)
 
 void store_get_stats(struct store_stats *out)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     memset(out, 0, sizeof *out);
     store_lock(s);
     out->memory =
@@ -465,6 +347,7 @@ void store_get_stats(struct store_stats *out)
                                  (uint64_t)s->disk.used * STORE_PAGE, s->disk_pages};
     out->raw_pages = s->raw_pages;
     out->lz4_pages = s->lz4_pages;
+    out->lost_pages = s->lost;
     out->written_pages = s->written;
     out->read_pages = s->read;
     pthread_mutex_unlock(&s->lock);
@@ -480,19 +363,6 @@ static enum store_flip flip_wanted(void)
     return f && strcmp(f, "disk") == 0 ? STORE_FLIP_DISK : STORE_FLIP_NONE;
 }
 
-static int slots_init(struct store *s)
-{
-    uint64_t n = (uint64_t)s->mem.limit * 32 + s->disk.wanted + 1;
-    s->nslots = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
-    s->top = 1; /* 0 is no handle */
-    void *p = mmap(NULL, (uint64_t)s->nslots * sizeof *s->slots, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return -errno;
-    s->slots = p;
-    return 0;
-}
-
 static void locks_init(struct store *s)
 {
     pthread_condattr_t attr;
@@ -506,9 +376,7 @@ static void locks_init(struct store *s)
 
 static void levels_fini(struct store *s)
 {
-    if (s->slots)
-        munmap(s->slots, (uint64_t)s->nslots * sizeof *s->slots);
-    s->slots = NULL;
+    store_slots_fini(s);
     if (s->has_disk)
         store_disk_fini(&s->disk);
     store_mem_fini(&s->mem);
@@ -523,46 +391,151 @@ static uint64_t memory_limit(uint64_t capacity)
     return capacity + (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-int store_init(const struct store_options *opt, char *err, size_t errlen)
+/* The longest file that this process may make. */
+static uint64_t file_limit(void)
 {
-    struct store *s = &store;
+    struct rlimit r;
+    bool limited = getrlimit(RLIMIT_FSIZE, &r) == 0 && r.rlim_cur != RLIM_INFINITY;
+    return limited ? r.rlim_cur : INT64_MAX;
+}
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static void options_take(struct store *s, const struct store_options *opt)
+{
     memset(s, 0, sizeof *s);
-    s->mem.fd = -1;
+    s->mem.fd = s->slots_fd = s->disk.fd = -1;
     s->transit = opt->memory_bytes < STORE_PAGE;
     s->compression = opt->compression;
     s->flip = flip_wanted();
     s->on_room = opt->on_room;
     s->arg = opt->arg;
-    locks_init(s);
+}
+
+static int memory_open(struct store *s, const struct store_options *opt, int fd, char *err,
+                       size_t errlen)
+{
     uint64_t capacity = s->transit ? TRANSIT_BYTES : opt->memory_bytes / STORE_PAGE * STORE_PAGE;
-    int rc = store_mem_init(&s->mem, SHM_DIR, capacity, memory_limit(capacity));
-    if (rc) {
-        snprintf(err, errlen, "memory store of %llu MiB cannot be made: %s",
-                 (unsigned long long)capacity >> 20, strerror(-rc));
-        goto fail;
-    }
-    if (opt->disk_bytes >= STORE_PAGE) {
-        rc = store_disk_init(&s->disk, opt->disk_path, opt->disk_bytes, err, errlen);
-        if (rc)
-            goto fail;
-        s->has_disk = true;
-    }
-    rc = slots_init(s);
-    if (!rc)
-        rc = xpet_start(s);
-    if (!rc)
+    uint64_t most = file_limit() / MEM_STEP_SIZE * MEM_STEP_SIZE;
+    uint64_t limit = least(memory_limit(capacity), most);
+    if (capacity > most)
+        edm_warn("memory store: no more than %llu MiB: files may not be longer (RLIMIT_FSIZE)",
+                 (unsigned long long)most >> 20);
+    capacity = least(capacity, most);
+    int rc = fd < 0 ? store_mem_init(&s->mem, SHM_DIR, capacity, limit)
+                    : store_mem_reopen(&s->mem, fd, capacity, limit);
+    if (rc)
+        snprintf(err, errlen, "memory store of %llu MiB cannot be %s: %s",
+                 (unsigned long long)capacity >> 20, fd < 0 ? "made" : "taken over", strerror(-rc));
+    return rc;
+}
+
+static int disk_open(struct store *s, const struct store_options *opt, int fd, char *err,
+                     size_t errlen)
+{
+    int rc = 0;
+    if (fd < 0 && opt->disk_bytes < STORE_PAGE)
         return 0;
-    snprintf(err, errlen, "page store cannot start: %s", strerror(-rc));
-fail:
+    if (fd < 0)
+        rc = store_disk_init(&s->disk, opt->disk_path, opt->disk_bytes, err, errlen);
+    else if ((rc = store_disk_reopen(&s->disk, fd, opt->disk_bytes)))
+        snprintf(err, errlen, "disk store cannot be taken over: %s", strerror(-rc));
+    s->has_disk = rc == 0;
+    return rc;
+}
+
+/* Makes what fds lacks, and takes over what it has. */
+static int store_open(struct store *s, const struct store_options *opt, const struct store_fds *fds,
+                      char *err, size_t errlen)
+{
+    options_take(s, opt);
+    locks_init(s);
+    int rc = memory_open(s, opt, fds->memory, err, errlen);
+    if (!rc)
+        rc = disk_open(s, opt, fds->disk, err, errlen);
+    if (rc)
+        return rc;
+    uint64_t slots = (uint64_t)s->mem.limit * 32 + s->disk.mapped + 1;
+    uint64_t most = file_limit() / sizeof(struct slot);
+    uint64_t header = SLOTS_HEADER_SIZE / sizeof(struct slot);
+    slots = least(slots, most > header ? most - header : 0);
+    rc = store_slots_init(s, slots, fds->slots);
+    if (rc == -EINVAL)
+        snprintf(err, errlen,
+                 "page store cannot be taken over: its table is damaged, or that of "
+                 "another version of edm-dms");
+    else if (rc)
+        snprintf(err, errlen, "page store has no table of pages: %s", strerror(-rc));
+    return rc;
+}
+
+static int threads_start(struct store *s, char *err, size_t errlen)
+{
+    int rc = store_reader_start(s);
+    if (!rc && (rc = xpet_start(s)))
+        store_reader_stop(s);
+    if (rc)
+        snprintf(err, errlen, "page store cannot start: %s", strerror(-rc));
+    return rc;
+}
+
+int store_init(const struct store_options *opt, char *err, size_t errlen)
+{
+    struct store *s = &store_self;
+    const struct store_fds none = {-1, -1, -1};
+    int rc = store_open(s, opt, &none, err, errlen);
+    if (!rc)
+        rc = threads_start(s, err, errlen);
+    if (rc)
+        levels_fini(s);
+    return rc;
+}
+
+void store_get_fds(struct store_fds *out)
+{
+    const struct store *s = &store_self;
+    *out = (struct store_fds){s->mem.fd, s->slots_fd, s->has_disk ? s->disk.fd : -1};
+}
+
+/* What was taken over stays the caller's. */
+static void levels_leave(struct store *s, const struct store_fds *fds)
+{
+    if (fds->memory >= 0)
+        s->mem.fd = -1;
+    if (fds->disk >= 0)
+        s->disk.fd = -1;
+    s->slots_fd = -1;
     levels_fini(s);
+}
+
+int store_reopen(const struct store_options *opt, const struct store_fds *fds, char *err,
+                 size_t errlen)
+{
+    struct store *s = &store_self;
+    if (fds->slots < 0) {
+        snprintf(err, errlen, "page store cannot be taken over: it has no table of pages");
+        return -EBADF;
+    }
+    int rc = store_open(s, opt, fds, err, errlen);
+    if (!rc) {
+        s->reopening = true;
+        store_reopen_scan(s);
+        rc = threads_start(s, err, errlen);
+    }
+    if (rc)
+        levels_leave(s, fds);
     return rc;
 }
 
 void store_fini(void)
 {
-    struct store *s = &store;
+    struct store *s = &store_self;
     if (!s->slots)
         return;
     xpet_stop(s);
+    store_reader_stop(s);
     levels_fini(s);
 }

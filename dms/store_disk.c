@@ -16,6 +16,7 @@
 #define EXTEND_MIN 64u
 #define GROUP_BLOCKS 32768u
 #define NAME_TRIES 16
+#define SEARCH_BLOCKS (1u << 20) /* of the map, for a run */
 
 /* ---- blocks ---- */
 
@@ -26,7 +27,7 @@ uint32_t store_disk_room(const struct store_disk *d)
 
 bool store_disk_wants_extend(const struct store_disk *d, uint32_t want)
 {
-    return d->granted - d->used < want && d->granted < d->capacity;
+    return (d->granted - d->used < want || d->crowded) && d->granted < d->capacity;
 }
 
 /* First block at or after b that is free, below end; end when there is none. */
@@ -52,23 +53,52 @@ static bool block_used(const struct store_disk *d, uint32_t b)
     return d->map[b / 64] >> (b % 64) & 1;
 }
 
+struct run {
+    uint32_t first, n;
+};
+
+/* The next run of free blocks at or after b; empty: none up to the end. */
+static struct run run_next(const struct store_disk *d, uint32_t b, uint32_t want)
+{
+    struct run r = {next_free(d, b, d->granted), 0};
+    while (r.n < want && r.first + r.n < d->granted && !block_used(d, r.first + r.n))
+        r.n++;
+    return r;
+}
+
+/* A run of `want` free blocks, or the longest of those near the cursor. */
+static struct run run_search(const struct store_disk *d, uint32_t want)
+{
+    struct run best = {0, 0};
+    uint32_t b = d->cursor;
+    for (uint64_t seen = 0; seen < SEARCH_BLOCKS && seen <= d->granted && best.n < want;) {
+        struct run r = run_next(d, b, want);
+        if (r.n > best.n)
+            best = r;
+        seen += r.first + r.n - b + 1;
+        b = r.n && r.first + r.n < d->granted ? r.first + r.n : 0;
+    }
+    return best;
+}
+
 uint32_t store_disk_get(struct store_disk *d, uint32_t want, uint32_t *start)
 {
-    uint32_t first = next_free(d, d->cursor, d->granted);
-    if (first == d->granted)
-        first = next_free(d, 0, d->granted);
-    if (first == d->granted)
+    uint32_t room = store_disk_room(d);
+    if (want > room) /* a file taken over may be longer than what may be used */
+        want = room;
+    struct run r = run_search(d, want);
+    /* pages written together are to be read together: better a file of twice the size */
+    d->crowded = r.n < want && d->granted < d->capacity && d->used >= d->granted / 2;
+    if (d->crowded)
         return 0;
-    uint32_t n = 0;
-    while (n < want && first + n < d->granted && !block_used(d, first + n)) {
-        d->map[(first + n) / 64] |= 1ull << ((first + n) % 64);
-        d->group_used[(first + n) / GROUP_BLOCKS]++;
-        n++;
+    for (uint32_t b = r.first; b < r.first + r.n; b++) {
+        d->map[b / 64] |= 1ull << (b % 64);
+        d->group_used[b / GROUP_BLOCKS]++;
     }
-    d->used += n;
-    d->cursor = first + n < d->granted ? first + n : 0;
-    *start = first;
-    return n;
+    d->used += r.n;
+    d->cursor = r.first + r.n < d->granted ? r.first + r.n : 0;
+    *start = r.first;
+    return r.n;
 }
 
 void store_disk_put(struct store_disk *d, uint32_t block)
@@ -105,7 +135,9 @@ int store_disk_extend_run(struct store_disk *d)
 
 void store_disk_extend_end(struct store_disk *d, int outcome)
 {
+    d->crowded = false;
     if (outcome >= 0) {
+        d->cursor = d->granted;
         d->granted += (uint32_t)outcome;
         return;
     }
@@ -151,17 +183,19 @@ int store_disk_write(struct store_disk *d, uint32_t block, uint32_t n, const voi
     return (size_t)got == len ? 0 : -EIO;
 }
 
-int store_disk_read(struct store_disk *d, uint32_t block, void *buf)
+int store_disk_read(struct store_disk *d, uint32_t block, uint32_t n, void *buf)
 {
     _Alignas(DISK_BLOCK_SIZE) unsigned char page[DISK_BLOCK_SIZE]; /* O_DIRECT wants aligned */
     bool aligned = (uintptr_t)buf % DISK_BLOCK_SIZE == 0;
+    size_t len = (size_t)n * DISK_BLOCK_SIZE;
     ssize_t got;
+    assert(aligned || n == 1);
     if (d->fault == DISK_FAULT_READ)
         return -EIO;
     do
-        got = pread(d->fd, aligned ? buf : page, sizeof page, (off_t)block * DISK_BLOCK_SIZE);
+        got = pread(d->fd, aligned ? buf : page, len, (off_t)block * DISK_BLOCK_SIZE);
     while (got < 0 && errno == EINTR);
-    if (got != (ssize_t)sizeof page)
+    if (got != (ssize_t)len)
         return -EIO;
     if (!aligned)
         memcpy(buf, page, sizeof page);
@@ -180,32 +214,54 @@ static enum disk_fault fault_wanted(void)
     return DISK_FAULT_NONE;
 }
 
-/* Opens the folder, made if missing; it must be ours and closed to others' writing. */
+static int folder_refuse(const char *path, const struct stat *st, char *err, size_t errlen)
+{
+    snprintf(err, errlen,
+             "disk_path %s belongs to uid %u, mode %o: it must belong to uid %u and be writable by "
+             "nobody else, or be sticky like /tmp",
+             path, (unsigned)st->st_uid, (unsigned)st->st_mode & 07777, (unsigned)geteuid());
+    return -EPERM;
+}
+
+/* Only what nobody else can change: our own folder, or one for all where each has only his own. */
+static bool folder_is_safe(const struct stat *st)
+{
+    bool others = st->st_mode & 022, sticky = st->st_mode & S_ISVTX;
+    return st->st_uid == geteuid() ? !others || sticky : st->st_uid == 0 && others && sticky;
+}
+
+/* Opens the folder, made if missing. */
 static int folder_open(const char *path, char *err, size_t errlen)
 {
+    struct stat st = {0};
     if (mkdir(path, 0700) && errno != EEXIST) {
         int e = errno;
         snprintf(err, errlen, "disk_path %s cannot be made: %s", path, strerror(e));
         return -e;
     }
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) {
-        int e = errno;
-        snprintf(err, errlen, "disk_path %s cannot be opened: %s: it must be a folder of your own",
-                 path, strerror(e));
-        return -e;
-    }
-    struct stat st;
-    if (fstat(fd, &st) || st.st_uid != geteuid() ||
-        ((st.st_mode & 022) && !(st.st_mode & S_ISVTX))) {
-        snprintf(err, errlen,
-                 "disk_path %s belongs to uid %u, mode %o: it must belong to uid %u and be "
-                 "writable by nobody else",
-                 path, (unsigned)st.st_uid, (unsigned)st.st_mode & 07777, (unsigned)geteuid());
+    int e = fd < 0 ? errno : fstat(fd, &st) ? errno : 0;
+    if (e == 0 && folder_is_safe(&st))
+        return fd;
+    if (fd >= 0)
         close(fd);
-        return -EPERM;
-    }
-    return fd;
+    if (e == 0)
+        return folder_refuse(path, &st, err, errlen);
+    snprintf(err, errlen, "disk_path %s cannot be opened: %s: it must be a folder of your own",
+             path, strerror(e));
+    return -e;
+}
+
+/* The default path is not ours when another user's server made it first. */
+static int folder_find(const char *path, char *err, size_t errlen)
+{
+    int fd = folder_open(path, err, errlen);
+    if (fd >= 0 || strcmp(path, DISK_PATH_DEFAULT) != 0)
+        return fd;
+    char above[] = DISK_PATH_DEFAULT, unused[256];
+    *strrchr(above, '/') = '\0';
+    int other = folder_open(above, unused, sizeof unused);
+    return other >= 0 ? other : fd;
 }
 
 /* For file systems without O_TMPFILE: a name that lives only for a moment. */
@@ -243,7 +299,7 @@ static int file_open(int dir)
 
 static int maps_init(struct store_disk *d)
 {
-    size_t groups = d->wanted / GROUP_BLOCKS + 1;
+    size_t groups = d->mapped / GROUP_BLOCKS + 1;
     void *p = mmap(NULL, groups * (GROUP_BLOCKS / 8), PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
@@ -253,15 +309,25 @@ static int maps_init(struct store_disk *d)
     return d->group_used ? 0 : -ENOMEM;
 }
 
+static uint32_t blocks_of(uint64_t bytes)
+{
+    uint64_t blocks = bytes / DISK_BLOCK_SIZE;
+    return blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)blocks;
+}
+
+static void disk_reset(struct store_disk *d, uint64_t bytes)
+{
+    memset(d, 0, sizeof *d);
+    d->fd = -1;
+    d->wanted = d->capacity = d->mapped = blocks_of(bytes);
+    d->fault = fault_wanted();
+}
+
 int store_disk_init(struct store_disk *d, const char *path, uint64_t bytes, char *err,
                     size_t errlen)
 {
-    uint64_t blocks = bytes / DISK_BLOCK_SIZE;
-    memset(d, 0, sizeof *d);
-    d->fd = -1;
-    d->wanted = d->capacity = blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)blocks;
-    d->fault = fault_wanted();
-    int dir = folder_open(path, err, errlen);
+    disk_reset(d, bytes);
+    int dir = folder_find(path, err, errlen);
     if (dir < 0)
         return dir;
     int rc = d->fd = file_open(dir);
@@ -276,10 +342,39 @@ int store_disk_init(struct store_disk *d, const char *path, uint64_t bytes, char
     return 0;
 }
 
+int store_disk_reopen(struct store_disk *d, int fd, uint64_t bytes)
+{
+    struct stat st;
+    if (fstat(fd, &st))
+        return -errno;
+    if (!S_ISREG(st.st_mode))
+        return -EINVAL;
+    disk_reset(d, bytes);
+    d->granted = blocks_of((uint64_t)st.st_size);
+    if (d->granted > d->mapped)
+        d->mapped = d->granted;
+    int rc = maps_init(d);
+    if (rc)
+        store_disk_fini(d);
+    else
+        d->fd = fd;
+    return rc;
+}
+
+bool store_disk_claim(struct store_disk *d, uint32_t block)
+{
+    if (block >= d->granted || block_used(d, block))
+        return false;
+    d->map[block / 64] |= 1ull << (block % 64);
+    d->group_used[block / GROUP_BLOCKS]++;
+    d->used++;
+    return true;
+}
+
 void store_disk_fini(struct store_disk *d)
 {
     if (d->map)
-        munmap(d->map, ((size_t)d->wanted / GROUP_BLOCKS + 1) * (GROUP_BLOCKS / 8));
+        munmap(d->map, ((size_t)d->mapped / GROUP_BLOCKS + 1) * (GROUP_BLOCKS / 8));
     free(d->group_used);
     if (d->fd >= 0)
         close(d->fd);

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -160,19 +161,24 @@ uint32_t store_mem_grow_begin(struct store_mem *m, bool force)
     return m->hint++;
 }
 
+static int step_allocate(const struct store_mem *m, uint32_t step)
+{
+    int rc;
+    do
+        rc = fallocate(m->fd, 0, (off_t)(step * MEM_STEP_SIZE), (off_t)MEM_STEP_SIZE);
+    while (rc && errno == EINTR);
+    return rc ? -errno : 0;
+}
+
 int store_mem_grow_run(struct store_mem *m, uint32_t step, bool force)
 {
     off_t at = (off_t)(step * MEM_STEP_SIZE);
-    int rc;
-    do
-        rc = fallocate(m->fd, 0, at, (off_t)MEM_STEP_SIZE);
-    while (rc && errno == EINTR);
-    if (rc == 0) {
+    int err = step_allocate(m, step);
+    if (!err) {
         /* Only saves faults later; the frames are there. */
         madvise(m->base + at, MEM_STEP_SIZE, MADV_POPULATE_WRITE);
         return STEP_FILE;
     }
-    int err = -errno;
     if (!force)
         return err;
     void *p = mmap(m->base + at, MEM_STEP_SIZE, PROT_READ | PROT_WRITE,
@@ -287,7 +293,8 @@ static void *table_map(uint64_t bytes)
 static int file_map(struct store_mem *m)
 {
     uint64_t bytes = (uint64_t)m->limit * MEM_FRAME_SIZE;
-    if (ftruncate(m->fd, (off_t)bytes))
+    struct stat st;
+    if (fstat(m->fd, &st) || ((uint64_t)st.st_size < bytes && ftruncate(m->fd, (off_t)bytes)))
         return -errno;
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
     if (p == MAP_FAILED)
@@ -303,8 +310,7 @@ static uint32_t frames_of(uint64_t bytes)
     return n > MEM_FRAMES_MAX ? MEM_FRAMES_MAX : (uint32_t)n;
 }
 
-int store_mem_init(struct store_mem *m, const char *dir, uint64_t capacity_bytes,
-                   uint64_t limit_bytes)
+static int tables_init(struct store_mem *m, uint64_t capacity_bytes, uint64_t limit_bytes)
 {
     memset(m, 0, sizeof *m);
     m->fd = -1;
@@ -316,10 +322,16 @@ int store_mem_init(struct store_mem *m, const char *dir, uint64_t capacity_bytes
     m->free = (struct mem_list){MEM_NONE, MEM_NONE};
     for (int i = 0; i < MEM_CLASSES; i++)
         m->partial[i] = m->free;
-    int rc = -ENOMEM;
     m->steps = table_map((uint64_t)m->nsteps * sizeof *m->steps);
     m->frames = table_map((uint64_t)m->limit * sizeof *m->frames);
-    if (!m->steps || !m->frames)
+    return m->steps && m->frames ? 0 : -ENOMEM;
+}
+
+int store_mem_init(struct store_mem *m, const char *dir, uint64_t capacity_bytes,
+                   uint64_t limit_bytes)
+{
+    int rc = tables_init(m, capacity_bytes, limit_bytes);
+    if (rc < 0)
         goto fail;
     rc = m->fd = file_open(dir, capacity_bytes);
     if (rc < 0)
@@ -336,6 +348,123 @@ int store_mem_init(struct store_mem *m, const char *dir, uint64_t capacity_bytes
 fail:
     store_mem_fini(m);
     return rc;
+}
+
+/* ---- what a dead process left ---- */
+
+/* While claims are made: what frames[].prev says of a frame. */
+enum claim { CLAIM_HOLE = 0, CLAIM_DATA, CLAIM_PAGE, CLAIM_OBJECTS };
+
+/* Frames that the file has. Private memory was in its holes, and is gone. */
+static void data_find(struct store_mem *m)
+{
+    uint64_t end = (uint64_t)m->limit * MEM_FRAME_SIZE;
+    off_t data = 0, hole = 0;
+    while ((data = lseek(m->fd, hole, SEEK_DATA)) >= 0 && (uint64_t)data < end) {
+        hole = lseek(m->fd, data, SEEK_HOLE);
+        if (hole < 0)
+            return;
+        uint64_t last = (uint64_t)hole < end ? (uint64_t)hole : end;
+        for (uint64_t f = (uint64_t)data / MEM_FRAME_SIZE; f < last / MEM_FRAME_SIZE; f++)
+            m->frames[f].prev = CLAIM_DATA;
+    }
+}
+
+int store_mem_reopen(struct store_mem *m, int fd, uint64_t capacity_bytes, uint64_t limit_bytes)
+{
+    struct stat st;
+    if (fstat(fd, &st))
+        return -errno;
+    if (!S_ISREG(st.st_mode))
+        return -EINVAL;
+    uint64_t there = (uint64_t)st.st_size;
+    int rc = tables_init(m, capacity_bytes, there > limit_bytes ? there : limit_bytes);
+    m->fd = fd;
+    if (rc == 0)
+        rc = file_map(m);
+    if (rc == 0) {
+        data_find(m);
+        m->claiming = true;
+        return 0;
+    }
+    m->fd = -1; /* still the caller's */
+    store_mem_fini(m);
+    return rc;
+}
+
+static void frame_claim(struct store_mem *m, uint32_t f, enum claim claim)
+{
+    m->frames[f].prev = claim;
+    m->steps[f / MEM_STEP_FRAMES].used++;
+    m->used++;
+}
+
+bool store_mem_claim_frame(struct store_mem *m, uint32_t frame)
+{
+    if (!m->claiming || frame >= m->limit || m->frames[frame].prev != CLAIM_DATA)
+        return false;
+    frame_claim(m, frame, CLAIM_PAGE);
+    return true;
+}
+
+bool store_mem_claim_object(struct store_mem *m, uint32_t object, uint32_t len)
+{
+    uint32_t f = object >> OBJECT_SHIFT, i = object & (OBJECTS_MAX - 1);
+    if (!m->claiming || len == 0 || len > MEM_OBJECT_MAX || f >= m->limit)
+        return false;
+    uint32_t class = store_mem_class(len);
+    struct mem_frame *fr = &m->frames[f];
+    if (i >= per_frame[class] || fr->prev == CLAIM_HOLE || fr->prev == CLAIM_PAGE)
+        return false;
+    if (fr->prev == CLAIM_DATA) {
+        frame_claim(m, f, CLAIM_OBJECTS);
+        fr->class = class;
+        fr->free = (uint32_t)((1ull << per_frame[class]) - 1);
+    }
+    if (fr->class != class || !(fr->free & 1u << i))
+        return false;
+    fr->free &= ~(1u << i);
+    return true;
+}
+
+/* The frames of a step in which some were claimed go to their lists. */
+static void step_reopen(struct store_mem *m, uint32_t step)
+{
+    uint32_t first = step * MEM_STEP_FRAMES, end = first + MEM_STEP_FRAMES, f = first;
+    while (f < end && m->frames[f].prev != CLAIM_HOLE)
+        f++;
+    bool backed = f == end || step_allocate(m, step) == 0;
+    m->steps[step].state = STEP_FILE;
+    m->granted += MEM_STEP_FRAMES;
+    for (f = first; f < end; f++) {
+        enum claim claim = (enum claim)m->frames[f].prev;
+        if (claim == CLAIM_DATA || (claim == CLAIM_HOLE && backed)) {
+            list_push_tail(m, &m->free, f);
+            m->spare++;
+        } else if (claim == CLAIM_HOLE) { /* never to be given out */
+            m->steps[step].used++;
+            m->used++;
+        } else if (claim == CLAIM_OBJECTS && m->frames[f].free) {
+            list_push_head(m, &m->partial[m->frames[f].class], f);
+        }
+    }
+}
+
+void store_mem_reopen_end(struct store_mem *m)
+{
+    int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    for (uint32_t s = 0, n; m->claiming && s < m->nsteps; s += n) {
+        n = 1;
+        if (m->steps[s].used) {
+            step_reopen(m, s);
+            continue;
+        }
+        while (s + n < m->nsteps && !m->steps[s + n].used)
+            n++;
+        fallocate(m->fd, mode, (off_t)(s * MEM_STEP_SIZE), (off_t)(n * MEM_STEP_SIZE));
+    }
+    m->claiming = false;
+    m->spare_min = m->spare;
 }
 
 void store_mem_fini(struct store_mem *m)

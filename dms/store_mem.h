@@ -51,7 +51,8 @@ struct store_mem {
     struct mem_step *steps;
     struct mem_frame *frames;
     struct mem_list free, partial[MEM_CLASSES];
-    bool told; /* that the system refused */
+    bool told;     /* that the system refused */
+    bool claiming; /* between _reopen and _reopen_end */
 };
 
 /*
@@ -61,6 +62,17 @@ struct store_mem {
 int store_mem_init(struct store_mem *m, const char *dir, uint64_t capacity_bytes,
                    uint64_t limit_bytes);
 void store_mem_fini(struct store_mem *m);
+
+/*
+ * Maps a file that a dead process left instead, with its frames neither used nor free. Then each
+ * that is known to be in use is claimed, and _end makes the others free and gives back what is
+ * not needed. fd stays the caller's when this fails.
+ */
+int store_mem_reopen(struct store_mem *m, int fd, uint64_t capacity_bytes, uint64_t limit_bytes);
+/* False: not there (private memory is not, either), or somebody else's. */
+bool store_mem_claim_frame(struct store_mem *m, uint32_t frame);
+bool store_mem_claim_object(struct store_mem *m, uint32_t object, uint32_t len);
+void store_mem_reopen_end(struct store_mem *m);
 
 /* Frames that may be used without force: the promise, or what the system allows. */
 uint32_t store_mem_capacity(const struct store_mem *m);

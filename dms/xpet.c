@@ -44,10 +44,10 @@ enum xpet_work xpet_decide(struct xpet_policy *p, const struct xpet_load *l)
     p->compressing = l->compress && !l->transit && l->raw >= (p->compressing ? 1 : run(l)) &&
                      l->used > share(l->limit, p->compressing ? 65 : 70);
     uint32_t mark = l->transit ? 0 : share(l->limit, p->writing ? 85 : 90);
-    p->writing = l->disk_room && l->raw + l->cold && l->used > mark;
+    p->writing = l->raw + l->cold && l->used > mark; /* also while readers hold all that there is */
     if (p->growing)
         return XPET_GROW;
-    bool write = p->writing && !(p->compressing && p->wrote);
+    bool write = p->writing && l->disk_room && !(p->compressing && p->wrote);
     p->wrote = write;
     if (write)
         return XPET_WRITE;
@@ -143,11 +143,7 @@ static void compressed(struct store *s, uint32_t h, const char *data, uint32_t l
         object = store_mem_object_get(&s->mem, store_mem_class(len));
     if (object != MEM_NONE) {
         memcpy(store_mem_object(&s->mem, object), data, len);
-        store_slot_vacate(s, sl);
-        sl->kind = SLOT_LZ4;
-        sl->where = object;
-        sl->len = len & 0xfff;
-        s->lz4_pages++;
+        store_slot_move(s, sl, SLOT_LZ4, object, len);
     }
     store_slot_settle(s, h);
 }
@@ -236,11 +232,8 @@ static void written(struct store *s, uint32_t h, uint32_t block)
         store_slot_settle(s, h);
         return;
     }
-    store_slot_vacate(s, sl);
     sl->busy = 0;
-    sl->kind = SLOT_DISK;
-    sl->where = block;
-    s->disk_pages++;
+    store_slot_move(s, sl, SLOT_DISK, block, 0);
 }
 
 static void extend(struct store *s)
@@ -321,6 +314,8 @@ static void *xpet_main(void *arg)
 {
     struct store *s = arg;
     pthread_mutex_lock(&s->lock);
+    while (s->reopening && !s->xpet.stop)
+        pthread_cond_wait(&s->work, &s->lock);
     while (!s->xpet.stop) {
         enum xpet_work work = next_work(s, &s->xpet.policy);
         enum answer a = next_answer(s, work);

@@ -20,6 +20,9 @@
 
 #define SYSTEM_SOCKET "/run/edm/dms.sock"
 #define ANSWER_LIMIT_S 10
+#define AWAIT_PAUSE_MS 50
+#define AUTO_AWAIT_MS 2000 /* then it is not being replaced, but gone: a program starts another */
+#define SETUP_TRIES 8
 #define CLAIM_TRIES 3
 
 /*
@@ -29,6 +32,7 @@
 static struct lpet *attach_lpet;   /* of this process */
 static bool attach_registered;     /* this process or the one it was forked from was attached */
 static bool attach_refused;        /* … could not be, or has detached: its children do not try */
+static bool attach_found;          /* there was a server when the program was loaded */
 static uint64_t attach_identity;   /* address of the identity page, 0 = none yet */
 static bool attach_socket_default; /* no socket was named: look at the system's, too */
 static struct edm_hello attach_hello;
@@ -43,6 +47,7 @@ struct packet {
         struct edm_welcome welcome;
         struct edm_staging staging;
         struct edm_done done;
+        struct edm_reattach reattach;
     } u;
 };
 
@@ -185,22 +190,46 @@ static bool nobody_there(int err)
 }
 
 /* The user's server, else the host's. */
-static int server_find(struct lpet_text *why)
+static int server_find(const char **path, struct lpet_text *why)
 {
-    int sock = server_connect(shim_config.config.socket, why);
+    *path = shim_config.config.socket;
+    int sock = server_connect(*path, why);
     if (sock >= 0 || !nobody_there(sock) || !attach_socket_default)
         return sock;
     struct lpet_text second;
     second.len = 0;
     int other = server_connect(SYSTEM_SOCKET, &second);
-    return other >= 0 ? other : sock;
+    if (other < 0)
+        return sock;
+    *path = SYSTEM_SOCKET;
+    return other;
 }
 
-static int server_find_or_start(struct lpet *l)
+/* For a server that is just being replaced. */
+static int server_await(struct lpet *l, uint64_t ms, bool forever)
 {
-    int sock = server_find(&l->why);
-    if (sock >= 0 || !nobody_there(sock) || l->is_claim ||
-        shim_config.config.server != EDM_SERVER_AUTO)
+    uint64_t until = lpet_now_ms() + ms;
+    int sock;
+    do {
+        lpet_pause_ms(AWAIT_PAUSE_MS);
+        l->why.len = 0;
+        sock = server_find(&l->socket, &l->why);
+    } while (sock < 0 && nobody_there(sock) && (forever || lpet_now_ms() < until));
+    return sock;
+}
+
+static int server_find_or_start(struct lpet *l, bool was_there)
+{
+    const struct edm_settings *s = &shim_config.settings;
+    bool may_start = shim_config.config.server == EDM_SERVER_AUTO && !l->is_claim;
+    int sock = server_find(&l->socket, &l->why);
+    if (sock >= 0 || !nobody_there(sock))
+        return sock;
+    if (l->is_claim) /* it has pages there */
+        return server_await(l, s->reconnect_timeout_ms, s->on_server_lost == EDM_LOST_WAIT);
+    if (was_there)
+        sock = server_await(l, may_start ? AUTO_AWAIT_MS : s->reconnect_timeout_ms, false);
+    if (!may_start || sock >= 0 || !nobody_there(sock))
         return sock;
     l->why.len = 0;
     int rc = autostart_run(l);
@@ -351,7 +380,7 @@ static int hand_over(struct lpet *l, struct packet *p, int device)
     return rc ? failed(l, "cannot speak to the server", rc) : 0;
 }
 
-static int handshake(struct lpet *l)
+static int handshake(struct lpet *l, bool was_there)
 {
     struct packet p;
     int fds[EDM_MSG_FDS];
@@ -363,7 +392,7 @@ static int handshake(struct lpet *l)
         if (!nonce)
             return failed(l, "the server does not know this child", -ENOENT);
     }
-    l->socket_fd = server_find_or_start(l);
+    l->socket_fd = server_find_or_start(l, was_there);
     if (l->socket_fd < 0)
         return l->socket_fd;
     int rc = greet(l, &p, nonce);
@@ -378,23 +407,109 @@ static int handshake(struct lpet *l)
     __atomic_store_n(&l->chan->lpet_tid, (uint32_t)sys_gettid(), __ATOMIC_SEQ_CST);
     rc = hand_over(l, &p, device);
     sys_close(device);
+    l->handed_over = !rc;
     return rc ? rc : packet_expect(l->socket_fd, EDM_MSG_READY, 0, &p, fds, &n, &l->why);
 }
 
-/* Descriptors are the thread's own and go with it. */
-static int attach_setup(struct lpet *l)
+/* On the LPET, when the server is gone. -ESTALE: its successor does not know us. */
+static int attach_again(struct lpet *l)
 {
-    int rc = handshake(l);
-    if (!rc) {
-        l->why.len = 0;
-        return 0;
+    uint64_t now = lpet_now_ms();
+    struct timeval limit = {.tv_sec = ANSWER_LIMIT_S};
+    struct packet p;
+    int fds[EDM_MSG_FDS];
+    uint32_t n;
+    l->why.len = 0;
+    int sock = server_connect(l->socket, &l->why);
+    if (sock < 0)
+        return sock;
+    if (shim_config.settings.on_server_lost != EDM_LOST_WAIT &&
+        l->until_ms < now + ANSWER_LIMIT_S * 1000)
+        limit.tv_sec = l->until_ms > now ? (long)(l->until_ms - now) / 1000 + 1 : 1;
+    sys_call6(SYS_setsockopt, sock, SOL_SOCKET, SO_RCVTIMEO, (long)&limit, sizeof(limit), 0);
+    p.head.type = EDM_MSG_REATTACH;
+    p.head.len = sizeof(p.u.reattach);
+    p.u.reattach.instance = l->chan->instance;
+    int rc = packet_send(sock, &p, NULL, 0);
+    if (!rc)
+        rc = packet_expect(sock, EDM_MSG_READY, 0, &p, fds, &n, &l->why);
+    if (rc) {
+        sys_close(sock);
+        return p.head.type == EDM_MSG_DONE ? -ESTALE : rc;
     }
+    l->socket_fd = sock;
+    return 0;
+}
+
+static bool server_died(int err)
+{
+    return err == -ECONNRESET || err == -EPIPE;
+}
+
+/* The server had everything of us, and died before it said so: its successor knows. */
+static int setup_finish(struct lpet *l)
+{
+    int rc;
+    l->until_ms = lpet_now_ms() + shim_config.settings.reconnect_timeout_ms;
+    sys_close(l->socket_fd);
+    while ((rc = attach_again(l)) && rc != -ESTALE && lpet_now_ms() < l->until_ms)
+        lpet_pause_ms(AWAIT_PAUSE_MS);
+    return rc;
+}
+
+/* All that a try has made. Descriptors are the thread's own. */
+static void setup_undo(struct lpet *l)
+{
     if (l->chan)
         sys_munmap((uint64_t)l->chan, l->chan_size);
     if (l->staging)
         sys_munmap(l->staging, EDM_STAGING_PAGES * EDM_PAGE_SIZE);
+    l->chan = NULL;
+    l->staging = 0;
+    l->handed_over = false;
+    sys_call3(SYS_close_range, 0, ~0u, 0);
+}
+
+static int attach_setup(struct lpet *l)
+{
+    int rc = -EAGAIN;
+    for (int tries = 0; tries < SETUP_TRIES; tries++) {
+        l->why.len = 0;
+        rc = handshake(l, tries || attach_found);
+        bool died = server_died(rc);
+        if (died && l->handed_over)
+            rc = setup_finish(l);
+        if (!rc) {
+            l->why.len = 0;
+            return 0;
+        }
+        setup_undo(l);
+        if (!died)
+            break;
+    }
     return rc;
 }
+
+/*
+ * A forked child's thread waits for its page of identity as long as there is no server. One that is
+ * there answers at some time; without, the program is over after reconnect_timeout as its parent
+ * is.
+ */
+static void attach_overdue(struct lpet *l, uint64_t ms)
+{
+    const struct edm_settings *s = &shim_config.settings;
+    struct lpet_text why = {.len = 0};
+    const char *path;
+    if (!l->is_claim || s->on_server_lost == EDM_LOST_WAIT || ms < s->reconnect_timeout_ms)
+        return;
+    int sock = server_find(&path, &why);
+    if (sock < 0 && nobody_there(sock))
+        lpet_end_program(l);
+    if (sock >= 0)
+        sys_close(sock);
+}
+
+static const struct lpet_calls attach_calls = {attach_setup, attach_again, attach_overdue};
 
 /* ------------------------------------------------------------------ the program's side */
 
@@ -492,7 +607,7 @@ void attach_now(void)
         hello_fill();
         if (shim_config.config.server == EDM_SERVER_AUTO)
             autostart_prepare();
-        rc = lpet_create(attach_setup, false, &l, &why);
+        rc = lpet_create(&attach_calls, false, &l, &why);
     }
     if (rc)
         unmanaged(&why);
@@ -515,7 +630,7 @@ void attach_claim_child(void)
     int err = -EAGAIN;
     for (int tries = 0; err && tries < CLAIM_TRIES; tries++) {
         why.len = 0;
-        err = lpet_create(attach_setup, true, &l, &why);
+        err = lpet_create(&attach_calls, true, &l, &why);
     }
     if (err) {
         edm_warn("forked child %d: %.*s: it runs without a budget", sys_getpid(), (int)why.len,
@@ -607,7 +722,8 @@ int attach_probe(char *err, size_t errlen)
     struct packet p;
     int fds[EDM_MSG_FDS];
     uint32_t n;
-    int sock = server_find(&why), rc = sock;
+    const char *path;
+    int sock = server_find(&path, &why), rc = sock;
     if (sock >= 0) {
         p.head.type = EDM_MSG_PING;
         p.head.len = 0;
@@ -621,6 +737,7 @@ int attach_probe(char *err, size_t errlen)
         }
         sys_close(sock);
     }
+    attach_found = !rc;
     if (rc && errlen) {
         size_t len = why.len < errlen - 1 ? why.len : errlen - 1;
         memcpy(err, why.s, len);

@@ -6,6 +6,7 @@
 #include "arena.h"
 #include "attach.h"
 #include "hooks.h"
+#include "lpet.h"
 #include "ops.h"
 #include <pthread.h>
 
@@ -47,13 +48,18 @@ static void fork_prepare(void)
 
 /*
  * Until the server has applied the fork, nothing may be evicted: it would count as the child's,
- * too. Bounded: a fork that failed is not announced, and then nothing depends on it.
+ * too. A fork that failed is not announced, and then nothing depends on it: bounded, unless the
+ * server has died with events that it had read. Then its successor applies them first.
  */
 static void fork_settle(struct edm_chan *c)
 {
     const struct timespec tick = {.tv_nsec = 20 * 1000 * 1000};
-    if (__atomic_load_n(&c->fork_seq, __ATOMIC_ACQUIRE) == fork_seq)
+    uint64_t until = lpet_now_ms() + shim_config.settings.reconnect_timeout_ms;
+    do {
+        if (__atomic_load_n(&c->fork_seq, __ATOMIC_ACQUIRE) != fork_seq)
+            return;
         sys_futex_wait(&c->fork_seq, fork_seq, &tick, 0);
+    } while ((__atomic_load_n(&c->batch, __ATOMIC_ACQUIRE) & 1) && lpet_now_ms() < until);
 }
 
 static void fork_parent(void)

@@ -111,10 +111,13 @@ static long fixed_foreign(uint64_t addr, uint64_t len, int prot, int flags, int 
     struct ops_guard g;
     managed_drop_state(addr, len);
     arena_claim(addr, len); /* first: a fork in between must not find it free */
+    /* nothing may be on its way out: it would take pages of the new mapping */
+    struct edm_op *op = managed_attached() ? ops_request_open(EDM_OP_UNLEASE, addr, len, 0) : NULL;
     ops_enter(&g);
     ops_note(&g, EDM_OP_UNMAP, addr, len, 0);
     long ret = sys_mmap(addr, len, prot, (flags & ~MAP_FIXED_NOREPLACE) | MAP_FIXED, fd, off);
     ops_leave(&g);
+    ops_close(op);
     if (sys_is_error(ret))
         return ret;
     arena_set_state(addr, len, ARENA_SPECIAL, ARENA_FOREIGN | ARENA_MARKED);

@@ -205,32 +205,44 @@ static void copy_pages(uint64_t from, uint64_t to, uint64_t len)
     }
 }
 
+/* Outside of the arena the kernel keeps what was asked for pages of a piece. */
+static void state_outside(uint64_t at, uint64_t len, uint32_t state)
+{
+    if (state & ARENA_WIPE)
+        managed_madvise(at, len, MADV_WIPEONFORK);
+    if (state & ARENA_DONTFORK)
+        managed_madvise(at, len, MADV_DONTFORK);
+    if (state & ARENA_LOCKED)
+        sys_call3(SYS_mlock, (long)at, (long)len, 0);
+}
+
+static void copy_piece(const struct remap *r, struct arena_piece *p)
+{
+    uint64_t to = r->to + (p->start - r->old), n = p->end - p->start;
+    p->prot = rights_at(p->start, p);
+    if (!(p->prot & PROT_READ))
+        sys_mprotect(p->start, n, PROT_READ);
+    copy_pages(p->start, to, n);
+    if (!(p->prot & PROT_READ))
+        sys_mprotect(p->start, n, p->prot);
+    managed_mprotect(to, n, p->prot, -1);
+    state_outside(to, n, p->state);
+}
+
 /* To where the server does not serve: the contents are fetched and copied. */
 static long move_by_copy(const struct remap *r)
 {
-    struct arena_piece p;
+    struct arena_piece p = {.prot = PROT_NONE};
     struct ops_guard g;
     long ret = managed_map_fixed(r->to, r->new_len, PROT_READ | PROT_WRITE, 0);
     if (sys_is_error(ret))
         return ret;
-    int prot = PROT_NONE;
-    for (uint64_t at = r->old; managed_piece(at, r->old + r->old_len, &p); at = p.end) {
-        uint64_t to = r->to + (at - r->old), n = p.end - at;
-        p.prot = rights_at(at, &p);
-        if (!(p.prot & PROT_READ))
-            sys_mprotect(at, n, PROT_READ);
-        copy_pages(at, to, n);
-        if (!(p.prot & PROT_READ))
-            sys_mprotect(at, n, p.prot);
-        managed_mprotect(to, n, p.prot, -1);
-        if (p.state & ARENA_WIPE)
-            managed_madvise(to, n, MADV_WIPEONFORK);
-        if (p.state & ARENA_DONTFORK)
-            managed_madvise(to, n, MADV_DONTFORK);
-        prot = p.prot;
+    for (uint64_t at = r->old; managed_piece(at, r->old + r->old_len, &p); at = p.end)
+        copy_piece(r, &p);
+    if (r->new_len > r->old_len) { /* as the last page of the source is */
+        managed_mprotect(r->to + r->old_len, r->new_len - r->old_len, p.prot, -1);
+        state_outside(r->to + r->old_len, r->new_len - r->old_len, p.state);
     }
-    if (r->new_len > r->old_len)
-        managed_mprotect(r->to + r->old_len, r->new_len - r->old_len, prot, -1);
     if (r->flags & MREMAP_DONTUNMAP) {
         ops_enter(&g);
         ops_note(&g, EDM_OP_REMOVE, r->old, r->old_len, 0);
@@ -254,6 +266,8 @@ static long move_outside(const struct remap *r)
         ret = move_range(r->old, r->to, r->old_len);
     if (ret)
         return ret;
+    if (r->new_len > r->old_len)
+        state_outside(r->to + r->old_len, r->new_len - r->old_len, p.state);
     source_done(r, r->old_len);
     return (long)r->to;
 }
@@ -282,6 +296,9 @@ static long remap_foreign(const struct remap *r)
     bool into = fixed && arena_overlaps(r->to, r->new_len);
     struct arena_piece p = {.prot = PROT_READ | PROT_WRITE};
     struct ops_guard g;
+    /* nothing may be on its way out: it would take pages of the mapping that comes */
+    struct edm_op *op =
+        into && managed_attached() ? ops_request_open(EDM_OP_UNLEASE, lo, hi - lo, 0) : NULL;
 
     managed_piece(r->old, r->old + EDM_PAGE_SIZE, &p);
     ops_enter(&g);
@@ -291,6 +308,7 @@ static long remap_foreign(const struct remap *r)
     }
     long ret = sys_mremap(r->old, r->old_len, r->new_len, r->flags, r->to);
     ops_leave(&g);
+    ops_close(op);
     if (into && sys_is_error(ret))
         fill_hole(lo, hi - lo);
     if (sys_is_error(ret))

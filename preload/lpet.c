@@ -17,6 +17,7 @@
 /* ASan's work before a call that does not return needs a thread of libc's. */
 #define LPET_BARE __attribute__((no_sanitize_address))
 
+#define RECONNECT_PAUSE_MS 50
 #define LPET_AGAIN_MAX 64 /* EAGAINs on one page before it is left alone as busy */
 
 static uint64_t mask_of(uint32_t first, uint32_t n)
@@ -379,11 +380,11 @@ static int program_stderr(const struct lpet *l)
     return (int)fd;
 }
 
-__attribute__((noreturn)) LPET_BARE static void end_program(const struct lpet *l, uint32_t seconds)
+LPET_BARE void lpet_end_program(const struct lpet *l)
 {
     struct lpet_text t = {.len = 0};
     lpet_text_put(&t, "edm: the server is gone and none took over in ");
-    lpet_text_num(&t, seconds);
+    lpet_text_num(&t, shim_config.settings.reconnect_timeout_ms / 1000);
     lpet_text_put(&t, " s, memory is missing: ending the program\n");
     int fd = program_stderr(l);
     if (fd >= 0)
@@ -402,15 +403,22 @@ __attribute__((noreturn)) LPET_BARE static void end_program(const struct lpet *l
     sys_exit_group(128 + SIGABRT);
 }
 
-/* Nothing may return zeros or hang past the limit: pages that only the server has cannot be had. */
+/*
+ * Nothing may return zeros or hang past the limit: pages that only the server has cannot be had
+ * until a successor comes. Commands wait for it, too: doing one may need a page.
+ */
 LPET_BARE static void server_lost(struct lpet *l)
 {
     const struct edm_settings *s = &shim_config.settings;
-    uint64_t until = lpet_now_ms() + s->reconnect_timeout_ms;
+    l->until_ms = lpet_now_ms() + s->reconnect_timeout_ms;
     staging_drop(l);
-    while (s->on_server_lost == EDM_LOST_WAIT || lpet_now_ms() < until)
-        lpet_pause_ms(100);
-    end_program(l, s->reconnect_timeout_ms / 1000);
+    sys_close(l->socket_fd);
+    l->socket_fd = -1;
+    while (l->calls.again(l)) {
+        if (s->on_server_lost != EDM_LOST_WAIT && lpet_now_ms() >= l->until_ms)
+            lpet_end_program(l);
+        lpet_pause_ms(RECONNECT_PAUSE_MS);
+    }
 }
 
 /* True when the connection is over. The server has nothing to say on it; what it says is read. */
@@ -479,6 +487,7 @@ LPET_BARE static void loop(struct lpet *l)
             if (exit_posted(l->chan))
                 return;
             server_lost(l);
+            fds[1].fd = l->socket_fd;
         }
     }
 }
@@ -507,7 +516,7 @@ LPET_BARE static int lpet_main(void *arg)
     sys_call3(SYS_chdir, (long)"/", 0, 0);
     sys_call3(SYS_prctl, 15 /* PR_SET_NAME */, (long)"edm-lpet", 0);
     sys_call3(SYS_sched_getaffinity, 0, sizeof(l->all_cpus), (long)l->all_cpus);
-    int rc = l->setup(l);
+    int rc = l->calls.setup(l);
     if (rc) {
         phase_set(l, LPET_FAILED);
         return 0;
@@ -588,7 +597,17 @@ static struct lpet *lpet_map(uint64_t *tls, uint64_t *stack)
     return l;
 }
 
-int lpet_create(int (*setup)(struct lpet *l), bool is_claim, struct lpet **out,
+/* Until setup is over. */
+static void setup_await(struct lpet *l)
+{
+    const struct timespec tick = {.tv_sec = 1};
+    uint64_t began = lpet_now_ms();
+    while (__atomic_load_n(&l->phase, __ATOMIC_ACQUIRE) == LPET_STARTING)
+        if (sys_futex_wait(&l->phase, LPET_STARTING, &tick, FUTEX_PRIVATE_FLAG) == -ETIMEDOUT)
+            l->calls.overdue(l, lpet_now_ms() - began);
+}
+
+int lpet_create(const struct lpet_calls *calls, bool is_claim, struct lpet **out,
                 struct lpet_text *why)
 {
     uint64_t tls, stack;
@@ -597,7 +616,7 @@ int lpet_create(int (*setup)(struct lpet *l), bool is_claim, struct lpet **out,
         lpet_text_put(why, "no memory for a thread");
         return -ENOMEM;
     }
-    l->setup = setup;
+    l->calls = *calls;
     l->is_claim = is_claim;
     l->tid = 1;
     /* no CLONE_FILES, no CLONE_FS: its own descriptors and directory, nothing held open, and
@@ -611,8 +630,7 @@ int lpet_create(int (*setup)(struct lpet *l), bool is_claim, struct lpet **out,
         sys_munmap(l->map_start, l->map_len);
         return (int)tid;
     }
-    while (__atomic_load_n(&l->phase, __ATOMIC_ACQUIRE) == LPET_STARTING)
-        sys_futex_wait(&l->phase, LPET_STARTING, NULL, FUTEX_PRIVATE_FLAG);
+    setup_await(l);
     l->id = (int)tid;
     if (l->phase == LPET_FAILED) {
         *why = l->why;

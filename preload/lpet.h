@@ -28,11 +28,21 @@ void lpet_text_num(struct lpet_text *t, uint64_t n);
 /* ": " and what -errno means, by name where a user may meet it. */
 void lpet_text_errno(struct lpet_text *t, long err);
 
+struct lpet;
+
+/* The first two run on the thread. */
+struct lpet_calls {
+    int (*setup)(struct lpet *l); /* 0 or -errno, with why; fills the rest */
+    int (*again)(struct lpet *l); /* the server is gone: asks its successor; 0 or -errno */
+    /* every second that setup takes, by who waits for it; ms since its begin */
+    void (*overdue)(struct lpet *l, uint64_t ms);
+};
+
 /* Lives in the thread's own mapping, which children do not get (MADV_DONTFORK). */
 struct lpet {
     /* set by lpet_create's caller */
-    int (*setup)(struct lpet *l); /* on the thread: 0 or -errno, with why; fills the rest */
-    bool is_claim;                /* a forked child taking over what the server kept for it */
+    struct lpet_calls calls;
+    bool is_claim; /* a forked child taking over what the server kept for it */
 
     /* between the threads */
     uint32_t phase;       /* futex, private; enum lpet_phase */
@@ -41,6 +51,9 @@ struct lpet {
     struct lpet_text why; /* of a failure */
 
     /* of the thread; descriptors are of its own table */
+    const char *socket; /* where its server listens */
+    uint64_t until_ms;  /* while the server is lost: then it is given up */
+    bool handed_over;   /* the server has all that it needs of us */
     struct edm_chan *chan;
     uint64_t chan_size, data_offset;
     uint64_t staging; /* EDM_STAGING_PAGES pages */
@@ -56,10 +69,12 @@ struct lpet {
     uint64_t spawn_stack; /* top of the stacks of two children, see autostart.c */
 };
 
-/* A thread that runs l->setup and then the command loop; returns when setup is over: 0, or -errno
+/* A thread that runs setup and then the command loop; returns when setup is over: 0, or -errno
  * with *why set. *out is set only on success. The caller has all signals blocked. */
-int lpet_create(int (*setup)(struct lpet *l), bool is_claim, struct lpet **out,
+int lpet_create(const struct lpet_calls *calls, bool is_claim, struct lpet **out,
                 struct lpet_text *why);
+/* Ends the program: memory is missing that nobody can give back. */
+__attribute__((noreturn)) void lpet_end_program(const struct lpet *l);
 /* Waits at most timeout_ms for the thread's end (the server told it to exit), until the kernel does
  * not count it any more, and frees it. 0 or -ETIMEDOUT. */
 int lpet_join(struct lpet *l, int timeout_ms);

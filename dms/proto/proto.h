@@ -11,6 +11,9 @@
  * A forked child whose atfork handler ran: reads its identity page, then CLAIM ─► WELCOME, UFFD
  * (without the arena uffd: the server has it; WELCOME carries a duplicate of it as a fifth
  * descriptor), READY. Refusals are DONE with a code and a line of text.
+ *
+ * When the connection ends and the server did not say EXIT, the LPET goes on with the commands in
+ * the channel and asks whoever serves on the socket: REATTACH ─► READY.
  */
 #ifndef EDM_PROTO_H
 #define EDM_PROTO_H
@@ -25,7 +28,7 @@
 #define EDM_CHUNK_PAGES 512u
 
 #define EDM_PROTO_MAGIC 0x314d4445u
-#define EDM_PROTO_VERSION 1u
+#define EDM_PROTO_VERSION 2u
 #define EDM_MSG_MAX 65536u /* longest packet */
 #define EDM_MSG_FDS 5
 
@@ -44,9 +47,11 @@ enum edm_msg_type {
     EDM_MSG_EVICT,     /* struct edm_request: pid, size (0 = all) */
     EDM_MSG_FETCH,     /* struct edm_request: pid */
     EDM_MSG_PROGRESS,  /* struct edm_progress: on the way to DONE, at most a few a second */
-    EDM_MSG_WATCH,     /* struct edm_request: pid: from now on keep the last counters of every
-                          instance whose `run_token` is `size`; `edm run --stats` sends it before
-                          CMD starts and asks STAT with `token` at the end */
+    EDM_MSG_REATTACH, /* struct edm_reattach: an LPET comes back to its server's successor; READY */
+    EDM_MSG_HANDOVER, /* nothing: end as if killed, a successor takes everything over */
+    EDM_MSG_WATCH,    /* struct edm_request: pid: from now on keep the last counters of every
+                         instance whose `run_token` is `size`; `edm run --stats` sends it before
+                         CMD starts and asks STAT with `token` at the end */
 };
 
 struct edm_msg {
@@ -79,6 +84,10 @@ struct edm_hello {
 
 struct edm_claim {
     uint64_t nonce; /* read from the identity page */
+};
+
+struct edm_reattach {
+    uint64_t instance; /* its number, as in the channel */
 };
 
 struct edm_welcome {
@@ -200,6 +209,7 @@ struct edm_chan {
     _Alignas(64) uint32_t fork_hold; /* futex */
     uint32_t fork_tid;               /* thread inside fork */
     uint32_t fork_seq;               /* futex; server: +1 when a FORK event is applied */
+    uint32_t batch;                  /* server: odd while events are read and not applied */
 
     /* operations of the hooks */
     _Alignas(64) uint32_t op_bell; /* futex; +1 and wake after an op became REQUEST */

@@ -100,7 +100,7 @@ expect run_no_file 125 "$work/nowhere.conf" "No such file"
 try "$edm" run -c "$work" true
 expect run_directory_as_file 125 "$work" "Is a directory"
 try "$edm" start -o replicas=many -o socket="$work/dms.sock"
-expect start_wrong_setting 125 "edm: -o: replicas" "from 1 to 8"
+expect start_wrong_setting 125 "edm: -o: replicas" "from 1 to 3"
 try "$edm" run -o socket=dms.sock true
 expect run_relative_socket 125 "edm: -o: socket" "absolute path"
 

@@ -68,18 +68,44 @@ static void moved(int flags, bool advise_first, uint64_t seed)
     EXPECT_CALL(munmap(to, LEN));
 }
 
+/* What mremap adds behind the moved memory is as its last page is. */
+static void grown(int flags, uint64_t seed)
+{
+    char *p = edmtest_map(LEN);
+    char *to =
+        mmap(NULL, 2 * LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+    pid_t pid;
+
+    EXPECT(to != MAP_FAILED, "mmap: %m");
+    edmtest_fill(p, LEN, seed);
+    EXPECT_CALL(madvise(p, LEN, MADV_WIPEONFORK));
+    EXPECT(mremap(p, LEN, 2 * LEN, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to, "mremap: %m");
+    edmtest_fill(to + LEN, LEN, seed + 1);
+    EXPECT_CALL(pid = fork());
+    if (pid == 0) {
+        edmtest_expect_zero(to, 2 * LEN, "WIPEONFORK memory that was moved and grew, in the child");
+        _exit(0);
+    }
+    edmtest_reap(pid, flags ? "moved out and grown, child" : "moved and grown, child");
+    edmtest_expect(to + LEN, LEN, seed + 1, "what was grown, in the parent");
+    EXPECT_CALL(munmap(to, 2 * LEN));
+}
+
 int main(void)
 {
     struct edmtest_counters before;
 
     edmtest_begin("kernel_13_wipeonfork", 60);
     one(false, 1);
+    grown(MAP_STACK, 190);
     edmtest_pressure();
     before = edmtest_now();
     one(false, 10);
     one(true, 20);
     for (int i = 0; i < 4; i++)
         moved(i & 1 ? MAP_STACK : 0, i & 2, 100 + (uint64_t)i * 10);
+    grown(0, 200);
+    grown(MAP_STACK, 210);
     edmtest_came_back(&before, 3 * LEN / EDMTEST_PAGE);
     edmtest_pressure_check();
     edmtest_ok();

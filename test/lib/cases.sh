@@ -2,9 +2,11 @@
 
 LIB=$TEST_ROOT/test/lib
 PROGRAMS=$TEST_ROOT/test/programs
+RESTART=$TEST_ROOT/test/restart
 
-# Unit tests of the shim's parts make their own threads and mappings, which TSan cannot follow.
-SHIM_UNITS=' test_arena test_lpet test_ops '
+# TSan cannot follow the threads and mappings that tests of the shim's parts make; job has one thread
+# and many forks.
+NOT_TSAN=' test_arena test_lpet test_ops test_job '
 
 unit_cases() {
     local f t
@@ -13,7 +15,7 @@ unit_cases() {
         echo "unit.${t#test_} 60 '$EDM_BUILD/test/unit/$t'"
         echo "asan.${t#test_} 120 env ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1" \
             "'$EDM_BUILD-asan/test/unit/$t'"
-        [[ $SHIM_UNITS == *" $t "* ]] ||
+        [[ $NOT_TSAN == *" $t "* ]] ||
             echo "tsan.${t#test_} 240 env TSAN_OPTIONS=halt_on_error=1 setarch -R '$EDM_BUILD-tsan/test/unit/$t'"
     done
 }
@@ -116,8 +118,107 @@ program_cases() {
     echo "programs.limit_is_real 60 '$PROGRAMS/limit_is_real.sh'"
 }
 
+# The server is replaced under a program; restart_cases ROUNDS
+restart_cases() {
+    local what script="'$TEST_ROOT/test/ranks/restart.sh'"
+    for what in live local remote all; do
+        echo "ranks.restart.$what.one_copy $(($1 * 15 + 100)) $script 2 placement=remote $what $1"
+        echo "ranks.restart.$what.two_copies $(($1 * 15 + 100)) $script 3 'placement=remote replicas=2' $what $1"
+    done
+    echo "ranks.restart.twice $(($1 * 25 + 100)) $script 2 placement=remote twice $1"
+    for what in gone all_gone; do
+        echo "ranks.restart.$what $(($1 * 15 + 100)) $script 3 'placement=remote replicas=2' $what $1"
+    done
+    echo "ranks.restart.spread $(($1 * 15 + 100)) $script 3 placement=spread all $1"
+    echo "ranks.restart.near_and_far $(($1 * 15 + 100)) $script 2 replicas=2 all $1"
+}
+
+# Several ranks on this host
+ranks_cases() {
+    local torture="'$EDM_BUILD/test/torture/torture' --seed $SEED --seconds 8 --bytes 160M"
+    local paging="'$TEST_ROOT/test/ranks/paging.sh'"
+    echo "ranks.remote.two 100 $paging 2 placement=remote $torture --threads 8"
+    echo "ranks.remote.three 100 $paging 3 placement=remote $torture --threads 1 --calls=raw"
+    echo "ranks.spread 100 $paging 3 placement=spread $torture --threads 8"
+    echo "ranks.replicas.local 100 $paging 3 replicas=2 $torture --threads 8"
+    echo "ranks.replicas.remote 100 $paging 3 'placement=remote replicas=2' $torture --threads 8"
+    echo "ranks.remote.disk 100 env EDM_TEST_SERVER_OPTIONS='memory_store=16M disk_store=1G'" \
+        "$paging 3 placement=remote $torture --threads 8"
+    echo "ranks.repair 100 '$TEST_ROOT/test/ranks/repair.sh'"
+    restart_cases 2
+    echo "ranks.restart.resize 120 '$TEST_ROOT/test/ranks/resize.sh'"
+    echo "ranks.leaves 100 '$TEST_ROOT/test/ranks/leaves.sh'"
+    echo "ranks.stale 100 '$TEST_ROOT/test/ranks/stale.sh'"
+    echo "ranks.lost.one_copy 100 '$TEST_ROOT/test/ranks/lost_rank.sh' 1 KILL"
+    echo "ranks.lost.two_copies 100 '$TEST_ROOT/test/ranks/lost_rank.sh' 2 KILL"
+    echo "ranks.silent.one_copy 100 '$TEST_ROOT/test/ranks/lost_rank.sh' 1 STOP"
+    echo "ranks.silent.two_copies 100 '$TEST_ROOT/test/ranks/lost_rank.sh' 2 STOP"
+}
+
+# Servers of several ranks, on hosts that are network namespaces
+hosts_cases() {
+    local n what
+    echo "hosts.bad_start 300 '$TEST_ROOT/test/hosts/bad_start.sh'"
+    for what in rank local mpiexec link host; do
+        echo "hosts.lost.$what 200 '$TEST_ROOT/test/hosts/losses.sh' $what"
+    done
+    for n in 1 2 3; do
+        echo "hosts.start_stop.$n 200 '$TEST_ROOT/test/hosts/start_stop.sh' $n $((n + 1))"
+    done
+}
+
+# restart_die NAME SECONDS POINT[:MOST]...
+restart_die() {
+    local name=$1 seconds=$2
+    shift 2
+    echo "restart.die.$name $seconds '$RESTART/die_at.sh' $SEED $*"
+}
+
+# restart_killed KILLS: programs whose server is killed so many times at random moments
+restart_killed() {
+    local limit=$(($1 * 12 + 120)) run="'$RESTART/killed.sh' $1 $SEED"
+    echo "restart.killed.torture1 $limit $run 1 'memory_store=1G disk_store=0' evict_method=move"
+    echo "restart.killed.torture8 $limit $run 8 'memory_store=1G disk_store=0' evict_method=move"
+    echo "restart.killed.copy $limit $run 1 'memory_store=1G disk_store=0' evict_method=copy"
+    echo "restart.killed.disk $limit $run 8 'memory_store=24M disk_store=2G compression=lz4' ''"
+    echo "restart.killed.redis $(($1 * 20 + 150)) '$RESTART/redis.sh' $1 $SEED"
+}
+
+# The ways in which a server can be lost
+restart_lost() {
+    local scene
+    for scene in twice stopped program_stopped keeper both nobody nobody_child nobody_raw wait \
+        other_settings counters term term_kill restart fork_libc fork_raw auto; do
+        echo "restart.lost.$scene 90 '$RESTART/lost.sh' $scene"
+    done
+    echo "restart.lost.term_killed_late 90 '$RESTART/lost.sh' term_kill released"
+}
+
+# The server dies at every point at which it was told to, and another goes on
+restart_die_cases() {
+    restart_die events 200 events_read:200 event_begin:100 event_end:100 remove_page:500 \
+        remove_counted:3 unmap_page:100 forget:200
+    restart_die remap 120 remap_before:50 remap_copied:50 remap_both:50 remap_moved:50 \
+        remap_register:5
+    restart_die attach 120 hello welcome uffd attached ready
+    restart_die fork 200 fork_begin:2 fork_table:2 fork_saved:2 fork_published:2 claim \
+        claim_welcome claim_uffd claimed claim_ready
+    restart_die faults 200 zero_placed:50 limbo_placed:50 stored_placed:500 disk_placed:50 \
+        lease_open:2 lease_taken:2 lease_break:2 op:20
+    restart_die evict 300 command_tracked:50 command_written:50 command_posted:50 \
+        complete_begin:50 complete_page:500 complete_seen:50 complete_over:50 drain_dropped:50 \
+        drain_put:500 drain_handle:500 store_written:500 store_moved:500
+    restart_die recover 250 reattach recover_opened recover_store recover_loaded recover_settled \
+        recover_caught recover_resumed recover_unsaid recover_said recover_told
+}
+
 short_cases() {
     program_cases
+    ranks_cases
+    hosts_cases
+    restart_die_cases
+    restart_killed 2
+    restart_lost
     torture_short 10
     echo "attach_cycles 180 '$LIB/attach_cycles.sh' 1000"
     behaviour_cases
@@ -145,6 +246,7 @@ matrix_cases() {
 
 long_cases() {
     local round
+    restart_killed 20
     matrix_cases
     while read -r name limit script; do
         echo "large.$name $((limit * 15)) env EDM_TEST_SCALE=4 '$PROGRAMS'/$script"
@@ -153,5 +255,6 @@ long_cases() {
         SEED=$((SEED + 1000)) torture_long "${EDM_TEST_TORTURE_SECONDS:-600}" |
             sed "s/^torture\./torture.round$round./"
     done
+    restart_cases 20 | sed 's/^ranks\./ranks.long./'
     echo "attach_cycles.long 1800 '$LIB/attach_cycles.sh' 10000"
 }

@@ -581,8 +581,13 @@ static void check_hold(void)
     if (!c)
         return;
     bool still = __atomic_load_n(&c->fork_hold, __ATOMIC_SEQ_CST);
-    for (int i = 0; i < 2000; i++)
-        still = still && !__atomic_load_n(&c->lpet_busy, __ATOMIC_SEQ_CST);
+    uint32_t tail = __atomic_load_n(&c->cmd_tail, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < 2000; i++) { /* busy for a moment is no command: it sees the hold then */
+        const struct edm_cmd *next = &c->cmds[tail % EDM_CHAN_CMDS];
+        still = still && __atomic_load_n(&c->cmd_tail, __ATOMIC_SEQ_CST) == tail &&
+                (tail == __atomic_load_n(&c->cmd_head, __ATOMIC_SEQ_CST) ||
+                 __atomic_load_n(&next->state, __ATOMIC_SEQ_CST) != EDM_CMD_RUNNING);
+    }
     atomic_fetch_add(still ? &held : &not_held, 1);
 }
 

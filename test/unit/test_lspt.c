@@ -1,9 +1,11 @@
 /* The LSPT against a plain model: order, membership, the choice of victims. */
+#include "dms/image.h"
 #include "dms/lspt.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -39,7 +41,7 @@ static void check_order(struct spt *t, const struct lspt_list *q, const struct m
     assert_int_equal(q->count, m->n);
     for (uint32_t i = 0; i < m->n; i++) {
         assert_int_equal(node, m->order[i]);
-        node = node & SPT_CHUNK_BIT ? t->chunks[node & ~SPT_CHUNK_BIT]->link.next
+        node = node & SPT_CHUNK_BIT ? t->chunks[node & ~SPT_CHUNK_BIT].link.next
                                     : spt_page(t, node)->link.next;
     }
     assert_int_equal(node, SPT_NONE);
@@ -75,7 +77,10 @@ static void random_model(void **state)
     static struct model m[2];
     struct spt t;
     struct lspt l;
-    assert_int_equal(spt_init(&t), 0);
+    struct image *img;
+    int fd;
+    assert_int_equal(image_create(&fd, &img), 0);
+    assert_int_equal(spt_init(&t, img), 0);
     lspt_init(&l);
     for (uint64_t a = 0; a < PAGES; a += EDM_CHUNK_PAGES)
         assert_non_null(spt_chunk(&t, 0x7f0000000000 + a * EDM_PAGE_SIZE, true));
@@ -92,13 +97,18 @@ static void random_model(void **state)
             assert_true((m[0].n && victim == m[0].order[0]) || (m[1].n && victim == m[1].order[0]));
     }
     spt_fini(&t);
+    image_close(img);
+    close(fd);
 }
 
 static void protected_pages_stay_longer(void **state)
 {
     struct spt t;
     struct lspt l;
-    assert_int_equal(spt_init(&t), 0);
+    struct image *img;
+    int fd;
+    assert_int_equal(image_create(&fd, &img), 0);
+    assert_int_equal(spt_init(&t, img), 0);
     lspt_init(&l);
     spt_chunk(&t, 0, true);
     for (uint32_t i = 0; i < 100; i++) {
@@ -111,6 +121,8 @@ static void protected_pages_stay_longer(void **state)
         lspt_remove(&l, &t, victim);
     }
     spt_fini(&t);
+    image_close(img);
+    close(fd);
 }
 
 int main(void)

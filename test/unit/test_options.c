@@ -134,7 +134,7 @@ static void refusals_name_what_is_allowed(void **state)
         {"server", "maybe", "one of auto, require, off"},
         {"compression", "zstd", "one of auto, lz4, none"},
         {"placement", "", "one of local, remote, spread"},
-        {"replicas", "0", "a whole number from 1 to 8"},
+        {"replicas", "0", "a whole number from 1 to 3"},
         {"replicas", "1.5", "is not a number"},
         {"replicas", "auto", "is not a number"},
         {"handlers", "65", "\"auto\" or a whole number from 1 to 64"},

@@ -1,15 +1,20 @@
 /* The page table: every address its own entry, counts that match. */
+#include "dms/image.h"
 #include "dms/spt.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 static void addresses_and_ids(void **state)
 {
     struct spt t;
-    assert_int_equal(spt_init(&t), 0);
+    struct image *img;
+    int fd;
+    assert_int_equal(image_create(&fd, &img), 0);
+    assert_int_equal(spt_init(&t, img), 0);
     const uint64_t addrs[] = {0x1000, 0x7f1234567000, 0x7fffffffe000, 0x200000, 0x1ff000};
     for (unsigned i = 0; i < 5; i++) {
         struct chunk *c = spt_chunk(&t, addrs[i], true);
@@ -20,16 +25,21 @@ static void addresses_and_ids(void **state)
         assert_ptr_equal(spt_chunk(&t, addrs[i], false), c);
     }
     assert_int_equal(t.nchunks, 4); /* 0x1000 and 0x1ff000 share one */
-    assert_null(spt_chunk(&t, 1ull << 47, true));
+    assert_null(spt_chunk(&t, 1ull << 48, true));
     assert_null(spt_chunk(&t, 0x400000, false));
     spt_fini(&t);
+    image_close(img);
+    close(fd);
 }
 
 static void counts(void **state)
 {
     struct spt t;
     unsigned touched = 0, foreign = 0;
-    assert_int_equal(spt_init(&t), 0);
+    struct image *img;
+    int fd;
+    assert_int_equal(image_create(&fd, &img), 0);
+    assert_int_equal(spt_init(&t, img), 0);
     struct chunk *c = spt_chunk(&t, 0x40000000, true);
     for (int i = 0; i < 100000; i++) {
         struct page *p = &c->pages[random() % EDM_CHUNK_PAGES];
@@ -42,6 +52,8 @@ static void counts(void **state)
     assert_int_equal(c->touched, touched);
     assert_int_equal(c->foreign, foreign);
     spt_fini(&t);
+    image_close(img);
+    close(fd);
     spt_fini(NULL);
 }
 

@@ -1,50 +1,28 @@
 /* The page store as its users see it, and a randomised run against a model. */
 #include "../../dms/store.h"
+#include "store_pages.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#define PAGE 4096u
 #define WAIT_SECONDS 20
-
-enum content { SPARSE, TEXT, NOISE, CONTENTS };
 
 static char dir[64];
 
-/* ---- pages that can be recomputed ---- */
-
-static uint32_t next_random(uint32_t *x)
-{
-    *x ^= *x << 13;
-    *x ^= *x >> 17;
-    return *x ^= *x << 5;
-}
-
-static void fill(unsigned char *p, uint32_t seed)
-{
-    uint32_t x = seed * 2654435761u + 1;
-    enum content kind = seed % CONTENTS;
-    x = x ? x : 1;
-    memset(p, 0, PAGE);
-    memcpy(p, &seed, sizeof seed);
-    if (kind == SPARSE)
-        return;
-    for (uint32_t i = 4; i < PAGE; i++) {
-        unsigned char c = (unsigned char)next_random(&x);
-        p[i] = kind == NOISE || i % 16 == 0 ? c : (unsigned char)(i / 128);
-    }
-}
+/* ---- putting and looking ---- */
 
 static void put_ok(uint32_t seed, store_handle *h)
 {
@@ -518,6 +496,107 @@ static void writing_goes_on_when_readers_end(void **state)
     store_unref_many(h, n);
 }
 
+/* ---- many reads ---- */
+
+enum { MANY = 500 };
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    unsigned got, groups, wrong, errors[MANY];
+} seen = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+
+static void many_done(void *arg, const struct store_read *r, uint32_t n)
+{
+    unsigned char want[PAGE];
+    pthread_mutex_lock(&seen.lock);
+    for (uint32_t i = 0; i < n; i++) {
+        fill(want, r[i].version);
+        seen.wrong += !r[i].err && memcmp(want, r[i].data, PAGE) != 0;
+        seen.errors[r[i].tag] = (unsigned)-r[i].err;
+        seen.got++;
+    }
+    seen.groups++;
+    pthread_cond_signal(&seen.cond);
+    pthread_mutex_unlock(&seen.lock);
+}
+
+/* Asks for all pages, out of order, and waits until they are here. */
+static void read_many(const store_handle *h, uint32_t bad)
+{
+    static struct store_read r[MANY];
+    seen.got = seen.groups = seen.wrong = 0;
+    for (uint32_t i = 0; i < MANY; i++) {
+        uint32_t k = i * 3 % MANY;
+        r[i] = (struct store_read){h[k], k == bad ? k + 1 : k, k, 0, NULL};
+    }
+    store_read_many(r, MANY, many_done, NULL);
+    for (uint32_t i = 0; i < MANY; i++)
+        assert_int_equal(r[i].err, 0);
+    pthread_mutex_lock(&seen.lock);
+    while (seen.got < MANY)
+        pthread_cond_wait(&seen.cond, &seen.lock);
+    pthread_mutex_unlock(&seen.lock);
+    assert_int_equal(seen.wrong, 0);
+}
+
+static void many_are_read_at_once(void **state)
+{
+    static store_handle h[MANY];
+    struct store_stats st;
+    start(0, 2000, EDM_COMPRESSION_NONE);
+    for (uint32_t i = 0; i < MANY; i++)
+        put_ok(i, &h[i]);
+    assert_true(wait_stats(memory_drained));
+    read_many(h, 77);
+    for (uint32_t i = 0; i < MANY; i++)
+        assert_int_equal(seen.errors[i], i == 77 ? EBADMSG : 0);
+    assert_true(seen.groups < MANY / 8); /* neighbours came together */
+    store_get_stats(&st);
+    assert_int_equal(st.read_pages, MANY);
+    for (uint32_t i = 0; i < MANY; i += 2) /* the others are no neighbours */
+        store_unref(h[i]);
+    for (uint32_t i = 0; i < MANY; i += 2)
+        put_ok(i, &h[i]); /* some in memory still, perhaps */
+    read_many(h, MANY);
+    store_unref_many(h, MANY);
+}
+
+static void many_from_memory_and_failing_disk(void **state)
+{
+    static store_handle h[MANY];
+    start(1000, 0, EDM_COMPRESSION_LZ4);
+    for (uint32_t i = 0; i < MANY; i++)
+        put_ok(i, &h[i]);
+    read_many(h, 3);
+    assert_int_equal(seen.errors[3], EBADMSG);
+    assert_int_equal(seen.errors[4], 0);
+    store_fini();
+    setenv("EDM_TEST_DISK_ERROR", "READ", 1);
+    start(0, 2000, EDM_COMPRESSION_NONE);
+    for (uint32_t i = 0; i < MANY; i++)
+        put_ok(i, &h[i]);
+    assert_true(wait_stats(memory_drained));
+    read_many(h, MANY);
+    for (uint32_t i = 0; i < MANY; i++)
+        assert_int_equal(seen.errors[i], EIO);
+}
+
+static void same_by_sum_on_disk(void **state)
+{
+    unsigned char page[PAGE];
+    store_handle h;
+    start(0, 100, EDM_COMPRESSION_NONE);
+    put_ok(8, &h);
+    assert_true(wait_stats(memory_drained));
+    fill(page, 8);
+    assert_true(store_same(h, 8, page));
+    assert_false(store_same(h, 9, page));
+    page[4095] ^= 1;
+    assert_false(store_same(h, 8, page));
+    store_unref(h);
+}
+
 static unsigned descriptors(void)
 {
     unsigned n = 0;
@@ -536,6 +615,25 @@ static void fini_leaves_nothing(void **state)
     put_all(h, 300); /* never freed */
     store_fini();
     assert_int_equal(descriptors(), before);
+}
+
+static void limited_file_size_is_a_small_store(void **state)
+{
+    static store_handle h[6000];
+    struct rlimit old, r;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    r = old;
+    r.rlim_cur = 10 << 20;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &r), 0);
+    start(8192, 8192, EDM_COMPRESSION_NONE);
+    uint32_t n = put_all(h, 6000);
+    assert_in_range(n, 2 * 9 * 256, 2 * 10 * 256);
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(look(h[i], i), 0);
+    store_unref_many(h, n);
+    store_fini();
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
 }
 
 static void bad_disk_path_is_said(void **state)
@@ -729,7 +827,11 @@ int main(void)
         T(pinned_page_stays_until_unview),
         T(readers_are_not_disturbed_by_compression),
         T(writing_goes_on_when_readers_end),
+        T(many_are_read_at_once),
+        T(many_from_memory_and_failing_disk),
+        T(same_by_sum_on_disk),
         T(fini_leaves_nothing),
+        T(limited_file_size_is_a_small_store),
         T(bad_disk_path_is_said),
         T(model_holds),
         T(model_holds_on_a_failing_disk),

@@ -5,12 +5,15 @@
 #include <errno.h>
 #include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -64,9 +67,9 @@ static void what_is_written_is_read(void **state)
     assert_int_equal(store_disk_get(&d, 64, &start), 0);
     assert_int_equal(store_disk_room(&d), 0);
     for (uint32_t b = 0; b < 256; b++) { /* not aligned, and aligned */
-        assert_int_equal(store_disk_read(&d, b, back + 8), 0);
+        assert_int_equal(store_disk_read(&d, b, 1, back + 8), 0);
         assert_int_equal(back[8 + b % 4096], b & 0xff);
-        assert_int_equal(store_disk_read(&d, b, batch), 0);
+        assert_int_equal(store_disk_read(&d, b, 1, batch), 0);
         assert_int_equal(batch[4095], b & 0xff);
     }
     store_disk_fini(&d);
@@ -93,6 +96,35 @@ static void freed_blocks_are_found_again(void **state)
     }
     assert_true(run && single);
     assert_int_equal(store_disk_get(&d, 64, &start), 0);
+    store_disk_fini(&d);
+}
+
+/* Where only single blocks are free the file grows rather than that neighbours are parted; but not
+ * to more than twice what is used. */
+static void scattered_room_makes_the_file_grow(void **state)
+{
+    struct store_disk d;
+    uint32_t start, granted;
+    open_disk(&d, 256 * MIB);
+    extend(&d);
+    granted = d.granted;
+    while (d.used < granted)
+        assert_int_equal(store_disk_get(&d, 64, &start), 64);
+    for (uint32_t b = 0; b < granted; b += 3)
+        store_disk_put(&d, b);
+    assert_int_equal(store_disk_get(&d, 64, &start), 0);
+    assert_true(store_disk_wants_extend(&d, 64));
+    extend(&d);
+    assert_int_equal(store_disk_get(&d, 64, &start), 64);
+    assert_int_equal(start, granted);
+    for (uint32_t b = granted; b < granted + 64; b++)
+        store_disk_put(&d, b);
+    for (uint32_t b = 1; b < granted; b += 3)
+        store_disk_put(&d, b);
+    granted = d.granted;
+    while (store_disk_get(&d, 64, &start) == 64) /* what is free in runs, first */
+        ;
+    assert_int_equal(d.granted, granted);
     store_disk_fini(&d);
 }
 
@@ -187,8 +219,56 @@ static void faults_are_errors(void **state)
     extend(&d);
     assert_int_equal(store_disk_get(&d, 1, &start), 1);
     assert_int_equal(store_disk_write(&d, start, 1, batch), 0);
-    assert_int_equal(store_disk_read(&d, start, batch), -EIO);
+    assert_int_equal(store_disk_read(&d, start, 1, batch), -EIO);
     store_disk_fini(&d);
+}
+
+static void limited_file_size_is_a_full_disk(void **state)
+{
+    struct store_disk d;
+    struct rlimit old, r;
+    uint32_t start, wrote = 0, n;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    r = old;
+    r.rlim_cur = 10 * MIB;
+    signal(SIGXFSZ, SIG_IGN);
+    open_disk(&d, 64 * MIB);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &r), 0);
+    for (int i = 0; i < 100 && store_disk_wants_extend(&d, 100000); i++)
+        extend(&d);
+    assert_in_range(store_disk_room(&d), 9 * 256, 10 * 256);
+    while ((n = store_disk_get(&d, 64, &start))) {
+        assert_int_equal(store_disk_write(&d, start, n, batch), 0);
+        wrote += n;
+    }
+    assert_in_range(wrote, 9 * 256, 10 * 256);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    store_disk_fini(&d);
+}
+
+/* A tmpfs of our own over /var/tmp, with the default folder in it of another user. */
+static void default_folder_of_another_user(void **state)
+{
+    struct store_disk d;
+    char err[256] = "";
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+            mount("edm-test", "/var/tmp", "tmpfs", 0, "size=4m,mode=1777"))
+            _exit(77);
+        bool ok = mkdir(DISK_PATH_DEFAULT, 0700) == 0; /* root's */
+        ok = ok && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0;
+        ok = ok && store_disk_init(&d, DISK_PATH_DEFAULT, MIB, err, sizeof err) == 0;
+        ok = ok && store_disk_init(&d, "/var/tmp", MIB, err, sizeof err) == 0;
+        ok = ok && store_disk_init(&d, "/var/tmp/own", MIB, err, sizeof err) == 0;
+        ok = ok && store_disk_init(&d, "/var/tmp/edm/x", MIB, err, sizeof err) == -EACCES;
+        _exit(!ok);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+        skip();
+    assert_int_equal(status, 0);
 }
 
 static void full_file_system_is_seen_before_writing(void **state)
@@ -230,10 +310,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(what_is_written_is_read),
         T(freed_blocks_are_found_again),
+        T(scattered_room_makes_the_file_grow),
         T(empty_file_gives_its_space_back),
         T(folder_is_made_private),
         T(wrong_folders_are_refused),
         T(faults_are_errors),
+        T(limited_file_size_is_a_full_disk),
+        T(default_folder_of_another_user),
         T(full_file_system_is_seen_before_writing),
         T(nothing_has_a_name),
     };

@@ -1,0 +1,157 @@
+/*
+ * Which of an instance's handlers poll its userfaultfd. A fault wakes all that do. When one thread
+ * makes the faults, the handler on that thread's CPU may lead and the others be parked: on a quiet
+ * machine that saves wake-ups, on a busy one the fault waits for that CPU. So both ways are timed
+ * over windows of faults, and the cheaper one is used. When several threads fault, all poll.
+ */
+#include "instance.h"
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define WINDOW 256    /* faults of one thread in a row */
+#define WINDOW_FEW 16 /* and these, when they take long */
+#define WINDOW_NS 2000000ull
+#define TRY_EVERY 32  /* windows after which the other way is tried */
+#define LOOK_EVERY 64 /* faults between two looks at the thread's CPU */
+#define STAT_CPU 39   /* field of /proc/PID/task/TID/stat, counted from 1 */
+
+void handlers_init(struct turns *pl)
+{
+    atomic_init(&pl->leader, -1);
+    pl->stat_fd = -1;
+    for (int i = 0; i < HANDLERS_MAX; i++)
+        pl->park_efd[i] = pl->cpu[i] = -1;
+}
+
+void handlers_fini(struct turns *pl)
+{
+    for (int i = 0; i < HANDLERS_MAX; i++)
+        if (pl->park_efd[i] >= 0)
+            close(pl->park_efd[i]);
+    if (pl->stat_fd >= 0)
+        close(pl->stat_fd);
+}
+
+static void park_wake(struct turns *pl, int index)
+{
+    uint64_t one = 1;
+    if (pl->park_efd[index] >= 0)
+        (void)!write(pl->park_efd[index], &one, sizeof(one));
+}
+
+void handlers_wake(struct instance *in)
+{
+    for (int i = 0; i < HANDLERS_MAX; i++)
+        park_wake(&in->turns, i);
+}
+
+static void lead(struct instance *in, int leader)
+{
+    struct turns *pl = &in->turns;
+    if (atomic_exchange(&pl->leader, leader) == leader)
+        return;
+    if (leader < 0)
+        handlers_wake(in);
+    else
+        park_wake(pl, leader);
+}
+
+/* The CPU that the thread was last on, -1 when that cannot be told. */
+static int thread_cpu(int stat_fd)
+{
+    char buf[1024];
+    ssize_t n = pread(stat_fd, buf, sizeof(buf) - 1, 0);
+    if (n <= 0)
+        return -1;
+    buf[n] = 0;
+    const char *s = strrchr(buf, ')'); /* ends field 2 */
+    for (int field = 2; s && field < STAT_CPU; field++)
+        s = strchr(s + 1, ' ');
+    return s ? atoi(s + 1) : -1;
+}
+
+/* Which way the next window goes: a pure function of what is known. */
+static bool choose(const struct turns *pl)
+{
+    const uint64_t *c = pl->cost;
+    if (!c[!pl->leading] || pl->windows % TRY_EVERY == 0)
+        return !pl->leading;
+    return c[1] + c[1] / 16 < c[0];
+}
+
+static void window_end(struct turns *pl, uint64_t now)
+{
+    uint64_t spent = (now - pl->window_ns) / (pl->same - pl->window_same);
+    uint64_t *cost = &pl->cost[pl->leading];
+    *cost = *cost ? (*cost * 3 + spent) / 4 : spent;
+    pl->windows++;
+    pl->leading = choose(pl);
+}
+
+static void window_count(struct turns *pl, uint64_t now)
+{
+    uint32_t faults = pl->same - pl->window_same;
+    bool over = faults >= WINDOW || (faults >= WINDOW_FEW && now - pl->window_ns > WINDOW_NS);
+    if (pl->window_ns && !over)
+        return;
+    if (pl->window_ns)
+        window_end(pl, now);
+    pl->window_ns = now;
+    pl->window_same = pl->same;
+}
+
+static void follow(struct instance *in)
+{
+    struct turns *pl = &in->turns;
+    char path[64];
+    if (pl->stat_fd < 0) {
+        snprintf(path, sizeof(path), "/proc/%d/task/%u/stat", in->pid, pl->tid);
+        pl->stat_fd = open(path, O_RDONLY | O_CLOEXEC);
+    }
+    int cpu = pl->stat_fd < 0 ? -1 : thread_cpu(pl->stat_fd), leader = -1;
+    for (unsigned i = 0; i < in->nhandlers && cpu >= 0; i++)
+        if (pl->cpu[i] == cpu)
+            leader = (int)i;
+    lead(in, leader);
+}
+
+void handlers_fault(struct instance *in, uint32_t tid, uint64_t now)
+{
+    struct turns *pl = &in->turns;
+    if (!pl->placed || in->nhandlers < 2)
+        return;
+    if (tid != pl->tid) {
+        pl->tid = tid;
+        pl->same = 0;
+        if (pl->stat_fd >= 0)
+            close(pl->stat_fd);
+        pl->stat_fd = -1;
+        pl->window_ns = 0;
+        lead(in, -1);
+        return;
+    }
+    pl->same++;
+    window_count(pl, now);
+    if (!pl->leading)
+        lead(in, -1);
+    else if (pl->same % LOOK_EVERY == 0)
+        follow(in);
+}
+
+void handlers_wait(struct instance *in, unsigned index)
+{
+    struct turns *pl = &in->turns;
+    struct pollfd fd = {.fd = pl->park_efd[index], .events = POLLIN};
+    for (;;) {
+        int leader = atomic_load(&pl->leader);
+        uint64_t value;
+        if (leader < 0 || leader == (int)index || fd.fd < 0 || atomic_load(&in->stop))
+            return;
+        if (poll(&fd, 1, -1) > 0)
+            (void)!read(fd.fd, &value, sizeof(value));
+    }
+}
