@@ -474,28 +474,48 @@ static int msgs_handle(struct instance *in)
 void dm_handler_step(struct instance *in)
 {
     evict_complete(in);
+    limbo_collect(in);
     for (int i = 0; i < 8 && msgs_handle(in) == IMAGE_MSGS; i++)
         ;
     fetch_settle(in);
     if (in->kick || in->again)
         waiters_retry(in);
     evict_kick(in);
-    if (evict_drain(in, DRAIN_SLICE) && in->nwaiters)
+    bool spare = handlers_spare(in);
+    if (limbo_drain(in, DRAIN_SLICE, spare) && in->nwaiters)
         waiters_retry(in);
+    if (spare && limbo_post(in))
+        handlers_spare_wake(in);
 }
 
 /* Is there work that no descriptor will announce? */
 static int next_timeout_us(const struct instance *in)
 {
-    const struct limbo *l = &in->limbo;
     if (in->again)
         return now_ns() - in->again_since_ns < 1000000 ? 50 : 1000;
     if (in->arrived)
         return in->arrived_tries < 10 * ARRIVED_STARVED ? 50 : 1000;
-    if (l->used > l->target && l->owner[l->tail % l->pages] != RING_PENDING && budget_is_kept(in) &&
-        !in->store_refused)
+    if (!handlers_spare(in) && limbo_is_due(in))
         return 0;
     return in->nwaiters ? 100000 : -1;
+}
+
+/* After a batch for limbo. Whoever serves faults collects it on the way; the lock is not waited for
+ * at first, for that would make its holder wake us. */
+static void limbo_hand_in(struct instance *in)
+{
+    const struct timespec pause = {0, 50000};
+    for (int tries = 0; limbo_is_done(in); tries++) {
+        if (tries < 20 && pthread_mutex_trylock(&in->lock)) {
+            nanosleep(&pause, NULL);
+            continue;
+        }
+        if (tries >= 20)
+            pthread_mutex_lock(&in->lock);
+        if (limbo_collect(in) && in->nwaiters)
+            dm_handler_step(in);
+        pthread_mutex_unlock(&in->lock);
+    }
 }
 
 static void drain_eventfd(int fd)
@@ -514,8 +534,12 @@ void *dm_handler_main(void *arg)
     while (index < in->nhandlers && !pthread_equal(in->handlers[index], pthread_self()))
         index++;
     pthread_mutex_unlock(&in->lock);
+    handlers_weigh();
     while (!atomic_load(&in->stop)) {
-        handlers_wait(in, index);
+        if (handlers_wait(in, index)) {
+            limbo_hand_in(in);
+            continue;
+        }
         struct pollfd fds[3] = {{.fd = in->uffd, .events = POLLIN},
                                 {.fd = in->wake_efd, .events = POLLIN},
                                 {.fd = in->comp_efd, .events = POLLIN}};

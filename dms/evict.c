@@ -1,6 +1,6 @@
 /*
- * The way out: victims become commands to the LPET, its results become limbo pages, limbo pages
- * become stored pages. All under the instance's lock.
+ * The way out: victims become commands to the LPET, its results become limbo pages (limbo.c). All
+ * under the instance's lock.
  */
 #include "../config/log.h"
 #include "die.h"
@@ -16,31 +16,6 @@
 static uint64_t load64(const uint64_t *p)
 {
     return __atomic_load_n(p, __ATOMIC_RELAXED);
-}
-
-/* ---- ring ---- */
-
-static void ring_release(struct limbo *l)
-{
-    while (l->tail < l->head && l->owner[l->tail % l->pages] == RING_FREE)
-        l->tail++;
-}
-
-/* n neighbouring ring pages, marked pending; -1 when there are none now. */
-static int64_t ring_take(struct limbo *l, uint32_t n)
-{
-    uint32_t pos = (uint32_t)(l->head % l->pages);
-    uint32_t skip = pos + n > l->pages ? l->pages - pos : 0;
-    if (l->head - l->tail + skip + n > l->pages)
-        return -1;
-    for (uint32_t i = 0; i < skip; i++)
-        l->owner[(l->head + i) % l->pages] = RING_FREE;
-    l->head += skip;
-    pos = (uint32_t)(l->head % l->pages);
-    for (uint32_t i = 0; i < n; i++)
-        l->owner[pos + i] = RING_PENDING;
-    l->head += n;
-    return pos;
 }
 
 /* ---- victims ---- */
@@ -171,14 +146,14 @@ static bool command_issue(struct instance *in, uint32_t want)
     if (id == SPT_NONE)
         return false;
     uint32_t n = run_find(in, id, want < EDM_CMD_PAGES ? want : EDM_CMD_PAGES, &first);
-    int64_t ring = ring_take(&in->limbo, n);
+    int64_t ring = limbo_take(&in->limbo, n);
     if (ring < 0)
         return false;
     bool copy = spt_page(&in->spt, id)->flags & PF_COPY || in->set.evict_method == EDM_EVICT_COPY;
     if (copy && !command_protect(in, spt_addr(&in->spt, first), n)) {
         for (uint32_t i = 0; i < n; i++)
             in->limbo.owner[ring + i] = RING_FREE;
-        ring_release(&in->limbo);
+        limbo_release(&in->limbo);
         lspt_remove(&in->lspt, &in->spt, id);
         lspt_push(&in->lspt, &in->spt, id, false);
         in->busy_streak++;
@@ -419,7 +394,7 @@ bool evict_complete(struct instance *in)
     while (in->cmd_seen != tail)
         complete_one(in);
     if (any) {
-        ring_release(&in->limbo);
+        limbo_release(&in->limbo);
         in->progress_ns = now_ns();
         in->kick = true;
     }
@@ -467,29 +442,9 @@ void evict_abandon(struct instance *in)
             abandon_page(in, t, i);
         command_over(in, t);
     }
-    ring_release(&in->limbo);
+    limbo_release(&in->limbo);
     in->claimed = false;
     in->kick = true;
-}
-
-/* Ring pages in use are those of LIMBO pages and of commands; the longest gap between them is what
- * is free. */
-static void ring_restore(struct limbo *l)
-{
-    uint32_t gap = 0, best = 0, end = 0;
-    l->used = 0;
-    for (uint32_t i = 0; i < 2 * l->pages; i++) {
-        uint32_t owner = l->owner[i % l->pages];
-        l->used += i < l->pages && owner != RING_FREE && owner != RING_PENDING;
-        gap = owner == RING_FREE ? gap + 1 : 0;
-        if (gap > best) {
-            best = gap;
-            end = i + 1;
-        }
-    }
-    best = best < l->pages ? best : l->pages;
-    l->tail = end % l->pages;
-    l->head = l->tail + l->pages - best;
 }
 
 void evict_restore(struct instance *in)
@@ -512,75 +467,5 @@ void evict_restore(struct instance *in)
             in->nat += t->at[i] != SPT_NONE;
         }
     }
-    ring_restore(l);
-}
-
-/* ---- limbo to store ---- */
-
-/* False: the store has no room now. */
-static bool drain_page(struct instance *in, uint32_t ring, bool force)
-{
-    uint32_t id = in->limbo.owner[ring];
-    struct page *p = spt_page(&in->spt, id);
-    const void *data = in->limbo.data + (size_t)ring * EDM_PAGE_SIZE;
-    if (p->handle && copies_same(p->handle, p->version, data)) {
-        in->stats->evicted_clean++;
-    } else {
-        store_handle h;
-        uint32_t version = page_next_version();
-        page_drop_handle(p);
-        die_at(DIE_DRAIN_DROPPED);
-        struct copies_wish wish = page_wish(in);
-        in->store_refused = copies_put(data, version, &wish, force, &h) != 0;
-        if (in->store_refused)
-            return false;
-        die_at(DIE_DRAIN_PUT);
-        p->handle = h;
-        p->version = version;
-        image_order();
-        die_at(DIE_DRAIN_HANDLE);
-    }
-    in->limbo.owner[ring] = RING_FREE;
-    in->limbo.used--;
-    in->stored++;
-    p->flags &= (uint8_t)~PF_HOT;
-    spt_set(spt_chunk_of(&in->spt, id), p, PAGE_STORED);
-    return true;
-}
-
-static unsigned drain(struct instance *in, unsigned max, uint32_t keep, bool force)
-{
-    struct limbo *l = &in->limbo;
-    unsigned n = 0;
-    for (uint64_t at = l->tail; n < max && l->used > keep && at < l->head; at++) {
-        uint32_t ring = (uint32_t)(at % l->pages);
-        if (l->owner[ring] == RING_PENDING && !force)
-            break;
-        if (l->owner[ring] == RING_PENDING || l->owner[ring] == RING_FREE)
-            continue;
-        if (!drain_page(in, ring, force))
-            break;
-        n++;
-    }
-    ring_release(l);
-    if (n) {
-        in->progress_ns = now_ns();
-        in->kick = true;
-    }
-    return n;
-}
-
-unsigned evict_drain(struct instance *in, unsigned max)
-{
-    const struct budget *b = &in->budget;
-    if (!in->limbo.used)
-        return 0;
-    bool tight = budget_charge(in) + 1 > b->limit && !b->evicting;
-    bool ring_low = in->limbo.pages - (in->limbo.head - in->limbo.tail) < EDM_CMD_PAGES;
-    return drain(in, max, tight || ring_low ? 0 : in->limbo.target, false);
-}
-
-void evict_drain_all(struct instance *in)
-{
-    drain(in, UINT32_MAX, 0, true);
+    limbo_restore(l);
 }

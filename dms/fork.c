@@ -189,7 +189,7 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
     bool paused = chan && __atomic_load_n(&chan->fork_hold, __ATOMIC_ACQUIRE) &&
                   !__atomic_load_n(&chan->lpet_busy, __ATOMIC_ACQUIRE);
     evict_complete(parent);
-    evict_drain_all(parent);
+    limbo_drain_all(parent);
     struct instance *child = instance_new(&parent->set, parent->uid);
     if (!child)
         return NULL;

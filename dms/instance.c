@@ -1,6 +1,7 @@
 #include "instance.h"
 #include "../config/log.h"
 #include "keeper.h"
+#include "mutex.h"
 #include "uffd.h"
 #include <dirent.h>
 #include <errno.h>
@@ -160,6 +161,7 @@ void instance_put(struct instance *in)
     image_close(in->img);
     pthread_mutex_destroy(&in->lock);
     free(in->limbo.owner);
+    free(in->limbo.work);
     free(in->waiters);
     free(in->followers);
     free(in);
@@ -345,13 +347,14 @@ static struct instance *instance_alloc(const struct edm_settings *set, uid_t uid
     in->cmd_efd = in->comp_efd = in->chan_fd = in->image_fd = -1;
     in->entry = STATE_INSTANCES;
     in->wake_efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    in->limbo.work = limbo_aside_new();
     atomic_init(&in->refs, 1);
-    pthread_mutex_init(&in->lock, NULL);
+    edm_mutex_init(&in->lock);
     lspt_init(&in->lspt);
     handlers_init(&in->turns);
     in->set = *set;
     in->uid = uid;
-    if (in->wake_efd < 0) {
+    if (in->wake_efd < 0 || !in->limbo.work) {
         instance_put(in);
         return NULL;
     }
@@ -544,7 +547,7 @@ void instance_close_channel(struct instance *in)
         munmap(in->chan, in->chan_size);
         in->chan = NULL;
         free(in->limbo.owner);
-        in->limbo = (struct limbo){0};
+        in->limbo = (struct limbo){.work = in->limbo.work};
         close_fd(&in->chan_fd);
         close_fd(&in->cmd_efd);
         close_fd(&in->comp_efd);
@@ -838,6 +841,8 @@ void instance_destroy(struct instance *in)
     }
     pthread_mutex_lock(&in->lock);
     evict_complete(in);
+    limbo_work(in); /* a batch that nobody has begun: its copies go with the pages */
+    limbo_collect(in);
     for (uint32_t n = in->cmd_seen; n != in->cmd_head && in->nfollowers; n++)
         for (uint32_t i = 0; i < EDM_CMD_PAGES; i++)
             fork_follow(in, n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i, false, NULL);

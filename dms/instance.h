@@ -68,6 +68,8 @@ struct turns {
     atomic_int leader; /* the only handler that polls; -1: all of them */
     uint32_t tid;      /* of the last faults */
     uint32_t same;     /* faults of that thread in a row */
+    uint32_t looked;   /* `same` when its CPU was last asked for */
+    uint64_t last_ns;  /* of the last fault */
     int stat_fd;       /* its /proc/PID/task/TID/stat, -1 = not open */
     bool leading;      /* this window is with a leader */
     uint32_t windows;  /* of faults, measured */
@@ -87,6 +89,8 @@ struct limbo {
     uint64_t head, tail; /* ever taken, ever released */
     uint32_t used;       /* pages in state LIMBO */
     uint32_t target;     /* pages to keep */
+    uint64_t aside;      /* end of what a parked handler is copying; 0: nothing */
+    struct aside *work;  /* its batch */
 };
 
 struct budget {
@@ -249,8 +253,14 @@ void handlers_init(struct turns *pl);
 void handlers_fini(struct turns *pl);
 /* A thread of the instance has faulted, at `now` (ns). With the lock. */
 void handlers_fault(struct instance *in, uint32_t tid, uint64_t now);
-/* May handler `index` poll? Else it waits until something changes. */
-void handlers_wait(struct instance *in, unsigned index);
+/* Waits until handler `index` may poll. True: it is still parked, but limbo has work for it. */
+bool handlers_wait(struct instance *in, unsigned index);
+/* Gives the calling handler its share of the CPU. */
+void handlers_weigh(void);
+/* Is there a parked handler? */
+bool handlers_spare(const struct instance *in);
+/* Wakes it for limbo. */
+void handlers_spare_wake(struct instance *in);
 /* Everybody looks again. */
 void handlers_wake(struct instance *in);
 
@@ -316,10 +326,6 @@ int lease_register(struct instance *in, struct chunk *c);
 /* ---- evict.c ---- */
 void evict_kick(struct instance *in);
 bool evict_complete(struct instance *in);
-/* Moves up to max of the oldest limbo pages to the store while that is called for; count moved. */
-unsigned evict_drain(struct instance *in, unsigned max);
-/* Everything in limbo to the store, whatever it costs (fork). */
-void evict_drain_all(struct instance *in);
 bool evict_stuck(const struct instance *in);
 /* Ends what the LPET has not begun, for pages of [start, end). True when none is left running. */
 bool evict_cancel(struct instance *in, uint64_t start, uint64_t end);
@@ -331,6 +337,31 @@ bool evict_targets(const struct instance *in, uint32_t id);
 void evict_abandon(struct instance *in);
 /* Tells the LPET to end. */
 void evict_post_exit(struct instance *in);
+
+/* ---- limbo.c ---- */
+/* n neighbouring ring pages, marked pending; -1 when there are none now. */
+int64_t limbo_take(struct limbo *l, uint32_t n);
+/* Gives the oldest ring pages back that are free. */
+void limbo_release(struct limbo *l);
+/* From `owner` alone, at a restart. */
+void limbo_restore(struct limbo *l);
+/* Moves up to max of the oldest pages to the store; `late`: only what cannot wait for a parked
+ * handler. The count. */
+unsigned limbo_drain(struct instance *in, unsigned max, bool late);
+/* Everything to the store, whatever it costs (fork). */
+void limbo_drain_all(struct instance *in);
+/* Are there pages to be moved, and nobody at it? */
+bool limbo_is_due(const struct instance *in);
+/* With the lock: makes a batch for a parked handler. False: not worth it, or it has one. */
+bool limbo_post(struct instance *in);
+/* Without the lock, by the parked handler: does the batch. False: there is none. */
+bool limbo_work(struct instance *in);
+/* Is it done and not collected? With or without the lock. */
+bool limbo_is_done(const struct instance *in);
+/* With the lock: what is done takes effect. Did pages leave? */
+bool limbo_collect(struct instance *in);
+/* NULL: out of memory. */
+struct aside *limbo_aside_new(void);
 
 /* ---- event.c ---- */
 /*

@@ -2,6 +2,7 @@
 
 #include "../config/log.h"
 #include "die.h"
+#include "mutex.h"
 #include "store_int.h"
 #include <assert.h>
 #include <errno.h>
@@ -368,7 +369,7 @@ static void locks_init(struct store *s)
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_mutex_init(&s->lock, NULL);
+    edm_mutex_init(&s->lock);
     pthread_cond_init(&s->work, &attr);
     pthread_cond_init(&s->grown, NULL);
     pthread_condattr_destroy(&attr);
