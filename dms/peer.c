@@ -19,7 +19,8 @@
 #define SPIN_MIN_NS 4000ull
 #define SPIN_NS 60000ull     /* without any message: then the progress thread sleeps */
 #define DEAF_NS 200000l      /* not woken by what another thread is there for */
-#define SLEEP_MS 100         /* at most */
+#define SLEEP_MS 100         /* at most, while an answer is waited for */
+#define IDLE_MS 500          /* at most, else */
 #define CHECK_NS 10000000ull /* between two looks at the time limits */
 #define START_SECONDS 20.0   /* for the others to come up */
 #define REQUEST_LIMITS 8     /* a rank that talks, but not about this: so many time limits */
@@ -523,6 +524,16 @@ static void keep_new(const int *before, unsigned nbefore)
     }
 }
 
+/* How long nobody needs to look at the time limits. */
+static int sleep_ms(void)
+{
+    int quarter = (int)(job.timeout_ns / 4000000);
+    pthread_mutex_lock(&job.lock);
+    int most = job.requests.used ? SLEEP_MS : IDLE_MS;
+    pthread_mutex_unlock(&job.lock);
+    return atomic_load(&job.nsending) ? 1 : quarter < most ? quarter : most;
+}
+
 /* Nothing has come for a while: sleeps until something does. UCX takes in what has arrived at the
  * sockets only when asked, and needs to be asked several times before it may be waited for. */
 static bool thread_sleep(void)
@@ -536,7 +547,7 @@ static bool thread_sleep(void)
     bool any = false;
     for (int i = 0; i < 4 && !any; i++)
         any = peer_poll();
-    int n = any ? 0 : poll(fds, 1 + job.nevents, atomic_load(&job.nsending) ? 1 : SLEEP_MS);
+    int n = any ? 0 : poll(fds, 1 + job.nevents, sleep_ms());
     atomic_store(&job.asleep, false);
     if (n > 0 && fds[0].revents)
         (void)!read(job.wake_fd, &value, sizeof(value));

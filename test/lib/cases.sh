@@ -145,7 +145,7 @@ ranks_cases() {
     echo "ranks.remote.disk 100 env EDM_TEST_SERVER_OPTIONS='memory_store=16M disk_store=1G'" \
         "$paging 3 placement=remote $torture --threads 8"
     echo "ranks.repair 100 '$TEST_ROOT/test/ranks/repair.sh'"
-    restart_cases 2
+    restart_cases 2 | grep -E '\.(local\.one_copy|remote\.two_copies|all\..*|twice|gone|spread) '
     echo "ranks.restart.resize 120 '$TEST_ROOT/test/ranks/resize.sh'"
     echo "ranks.leaves 100 '$TEST_ROOT/test/ranks/leaves.sh'"
     echo "ranks.stale 100 '$TEST_ROOT/test/ranks/stale.sh'"
@@ -167,11 +167,14 @@ hosts_cases() {
     done
 }
 
-# restart_die NAME SECONDS POINT[:MOST]...
+# restart_die NAME SECONDS POINT[:MOST]...: every EACHth of the points, others with another seed
 restart_die() {
-    local name=$1 seconds=$2
+    local name=$1 seconds=$2 i some=()
     shift 2
-    echo "restart.die.$name $seconds '$RESTART/die_at.sh' $SEED $*"
+    for ((i = 1; i <= $#; i++)); do
+        (((i + SEED) % EACH)) || some+=("${!i}")
+    done
+    ((!${#some[@]})) || echo "restart.die$DIE_NAME.$name $seconds '$RESTART/die_at.sh' $SEED ${some[*]}"
 }
 
 # restart_killed KILLS: programs whose server is killed so many times at random moments
@@ -194,8 +197,9 @@ restart_lost() {
     echo "restart.lost.term_killed_late 90 '$RESTART/lost.sh' term_kill released"
 }
 
-# The server dies at every point at which it was told to, and another goes on
+# The server dies at a point at which it was told to, and another goes on: restart_die_cases EACH
 restart_die_cases() {
+    local EACH=$1 DIE_NAME=$( (($1 > 1)) || echo .all)
     restart_die events 200 events_read:200 event_begin:100 event_end:100 remove_page:500 \
         remove_counted:3 unmap_page:100 forget:200
     restart_die remap 120 remap_before:50 remap_copied:50 remap_both:50 remap_moved:50 \
@@ -207,7 +211,7 @@ restart_die_cases() {
         lease_open:2 lease_taken:2 lease_break:2 op:20
     restart_die evict 300 command_tracked:50 command_written:50 command_posted:50 \
         complete_begin:50 complete_page:500 complete_seen:50 complete_over:50 drain_dropped:50 \
-        drain_put:500 drain_handle:500 store_written:500 store_moved:500
+        drain_put:50 drain_handle:500 store_written:500 store_moved:500
     restart_die recover 250 reattach recover_opened recover_store recover_loaded recover_settled \
         recover_caught recover_resumed recover_unsaid recover_said recover_told
 }
@@ -216,7 +220,7 @@ short_cases() {
     program_cases
     ranks_cases
     hosts_cases
-    restart_die_cases
+    restart_die_cases 3
     restart_killed 2
     restart_lost
     torture_short 10
@@ -246,6 +250,7 @@ matrix_cases() {
 
 long_cases() {
     local round
+    restart_die_cases 1
     restart_killed 20
     matrix_cases
     while read -r name limit script; do
