@@ -9,13 +9,13 @@ PAGING = ("fill", "random", "scan")
 
 
 def read(path):
-    """{workload: {variant: [numbers of each repetition]}}, in the order of the file."""
+    """{workload: {variant: {repetition: numbers}}}, in the order of the file."""
     runs = collections.OrderedDict()
     with open(path, encoding="utf-8") as f:
         for line in f:
-            workload, variant, _, *numbers = line.rstrip("\n").split("\t")
-            row = runs.setdefault(workload, collections.OrderedDict()).setdefault(variant, [])
-            row.append([float(n) for n in numbers])
+            workload, variant, turn, *numbers = line.rstrip("\n").split("\t")
+            row = runs.setdefault(workload, collections.OrderedDict()).setdefault(variant, {})
+            row[turn] = [float(n) for n in numbers]
     return runs
 
 
@@ -24,8 +24,8 @@ def spread(values):
 
 
 def ratio(runs, variant, base, column):
-    """Median over the turns of base / variant: above 1, variant is faster."""
-    pairs = zip(runs[base], runs[variant])
+    """Median over the turns that both have of base / variant: above 1, variant is faster."""
+    pairs = [(b, runs[variant][turn]) for turn, b in runs[base].items() if turn in runs[variant]]
     return statistics.median(b[column] / v[column] for b, v in pairs if v[column] > 0)
 
 
@@ -33,7 +33,7 @@ def paging(name, runs, mib, allowed):
     print(f"\n### {name}: {mib} MiB, {allowed} MiB allowed; microseconds per page or operation\n")
     print("| | turns | " + " | ".join(PAGING) + " |\n|---|---|" + "---|" * len(PAGING))
     for variant, turns in runs.items():
-        cells = [spread([t[i] for t in turns]) for i in range(len(PAGING))]
+        cells = [spread([t[i] for t in turns.values()]) for i in range(len(PAGING))]
         print(f"| {variant} | {len(turns)} | " + " | ".join(cells) + " |")
     for variant, bases in (("edm", ("zram", "file")), ("edm-disk", ("file",))):
         for base in bases:
@@ -46,7 +46,7 @@ def pairs(name, runs):
     print(f"\n### {name}: seconds\n")
     print("| | turns | elapsed | CPU |\n|---|---|---|---|")
     for variant, turns in runs.items():
-        cells = [spread([t[i] for t in turns]) for i in range(2)]
+        cells = [spread([t[i] for t in turns.values()]) for i in range(2)]
         print(f"| {variant} | {len(turns)} | " + " | ".join(cells) + " |")
     for variant in ("again", "edm"):
         if variant in runs and "base" in runs:
