@@ -20,8 +20,6 @@
 #define WAIT_LIMIT_NS                                                                              \
     1000000000ull /* without any progress: then a fault no longer waits for room */
 
-static void prefetch(struct instance *in, uint64_t addr);
-
 static const uint8_t zeros[ZERO_PAGES * EDM_PAGE_SIZE] __attribute__((aligned(4096)));
 
 static bool is_write(const struct waiter *w)
@@ -134,7 +132,7 @@ static int fault_limbo(struct instance *in, const struct waiter *w, uint32_t id)
 }
 
 /* Fetches one stored page from memory into place. 0, -EAGAIN: on disk, or what UFFDIO_COPY says. */
-static int fetch_now(struct instance *in, uint32_t id, bool wake, bool *on_disk)
+static int fetch_now(struct instance *in, uint32_t id, bool *on_disk)
 {
     uint8_t buf[EDM_PAGE_SIZE] __attribute__((aligned(64)));
     struct page *p = spt_page(&in->spt, id);
@@ -143,21 +141,13 @@ static int fetch_now(struct instance *in, uint32_t id, bool wake, bool *on_disk)
     *on_disk = err == -EAGAIN;
     if (err)
         return err;
-    err = uffd_copy(in->uffd, spt_addr(&in->spt, id), v.data, 1, wake, NULL);
+    err = uffd_copy(in->uffd, spt_addr(&in->spt, id), v.data, 1, true, NULL);
     store_unview(&v);
     if (!err)
         die_at(DIE_STORED_PLACED);
     if (!err || err == -EEXIST)
         dm_handler_stored_is_resident(in, id);
     return err;
-}
-
-/* A page that fetch_now found to be on disk or on another rank. */
-static void fetch_begin(struct instance *in, uint32_t id)
-{
-    int rank = copies_rank(spt_page(&in->spt, id)->handle);
-    if (rank < 0 || fetch_remote(in, id, rank))
-        fetch_start(in, id);
 }
 
 static int fault_stored(struct instance *in, const struct waiter *w, uint32_t id)
@@ -168,9 +158,9 @@ static int fault_stored(struct instance *in, const struct waiter *w, uint32_t id
         return fault_wait(WAIT_OUTCOME);
     if (!room_for(in, w))
         return fault_wait(WAIT_ROOM);
-    int err = fetch_now(in, id, true, &on_disk);
+    int err = fetch_now(in, id, &on_disk);
     if (on_disk) {
-        fetch_begin(in, id);
+        ahead_begin(in, id);
         fetch_flush(in); /* this page alone: it comes before those fetched ahead */
         fetch_remote_flush(in);
         return fault_wait(WAIT_OUTCOME);
@@ -333,44 +323,6 @@ static int fault_resolve(struct instance *in, const struct waiter *w)
     }
 }
 
-/* ---- prefetch ---- */
-
-bool dm_handler_prefetch(struct instance *in, uint64_t addr)
-{
-    struct chunk *c = spt_chunk(&in->spt, addr, false);
-    bool on_disk;
-    if (!c || !budget_has_room(in, 1) || in->budget.fetching >= IN_FLIGHT_MAX)
-        return false;
-    uint32_t id = spt_id(c, spt_index(addr));
-    struct page *p = spt_page(&in->spt, id);
-    if (p->state != PAGE_STORED || p->flags & PF_FETCHING)
-        return true;
-    int err = fetch_now(in, id, false, &on_disk);
-    if (on_disk)
-        fetch_begin(in, id);
-    else if (err)
-        return false;
-    p->flags |= PF_PREFETCHED;
-    in->stats->prefetch_fetched++;
-    return true;
-}
-
-static void prefetch(struct instance *in, uint64_t addr)
-{
-    if (!in->set.prefetch || !in->claimed)
-        return;
-    uint64_t max = in->budget.limit / 16;
-    max = max < in->set.prefetch_max ? max : in->set.prefetch_max;
-    struct prefetch_plan plan =
-        prefetch_fault(&in->prefetcher, addr >> EDM_PAGE_SHIFT, (uint32_t)max);
-    in->stats->prefetch_used += plan.used;
-    for (uint32_t i = 0; i < plan.count; i++)
-        if (!dm_handler_prefetch(in, (plan.first + (uint64_t)(plan.stride * i)) << EDM_PAGE_SHIFT))
-            break;
-    fetch_flush(in);
-    fetch_remote_flush(in);
-}
-
 /* ---- waiting faults ---- */
 
 void dm_handler_wait(struct instance *in, const struct waiter *w, enum wait_reason why)
@@ -415,7 +367,7 @@ static void fault_handle(struct instance *in, const struct waiter *w, bool first
         dm_handler_wait(in, w, (enum wait_reason)(why - 1));
     }
     if (in->stats->faults_existing != existing || in->budget.fetching > fetching)
-        prefetch(in, w->addr);
+        ahead_of_fault(in, w->addr);
 }
 
 static void set_starved(struct instance *in, bool starved)
@@ -546,9 +498,11 @@ void *dm_handler_main(void *arg)
         fetch_remote_spin(in);
         struct timespec ts = {timeout / 1000000, timeout % 1000000 * 1000};
         int n = timeout == 0 ? 0 : ppoll(fds, 3, timeout < 0 ? NULL : &ts, NULL);
-        if (atomic_load(&in->stop))
-            break;
         pthread_mutex_lock(&in->lock);
+        if (atomic_load(&in->stop)) { /* set with the lock: the other handlers must hear it, too */
+            pthread_mutex_unlock(&in->lock);
+            break;
+        }
         if (n > 0 && fds[1].revents) {
             drain_eventfd(in->wake_efd);
             in->kick = true;

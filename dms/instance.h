@@ -267,9 +267,6 @@ void handlers_wake(struct instance *in);
 /* ---- dm_handler.c: the fault flow ---- */
 void *dm_handler_main(void *arg);
 void dm_handler_wait(struct instance *in, const struct waiter *w, enum wait_reason why);
-/* Fetches the page at addr ahead of its use, from disk with the next fetch_flush. False: no room,
- * or not possible now. */
-bool dm_handler_prefetch(struct instance *in, uint64_t addr);
 /* The waiters for the page at addr were woken by somebody who placed it. */
 void dm_handler_served(struct instance *in, uint64_t addr);
 /* A page came back from the store into place. */
@@ -277,6 +274,15 @@ void dm_handler_stored_is_resident(struct instance *in, uint32_t id);
 void dm_handler_page_lost(struct instance *in, uint32_t id, int err);
 /* One look at everything that is pending, under the lock. */
 void dm_handler_step(struct instance *in);
+
+/* ---- ahead.c ---- */
+/* A stored page that is on disk or on another rank: asked for by the next flush of fetch.c. */
+void ahead_begin(struct instance *in, uint32_t id);
+/* Fetches n pages ahead of their use, from page number `first` on, as far as there is room; those
+ * not in memory come later. */
+void ahead_pages(struct instance *in, uint64_t first, int64_t stride, uint32_t n);
+/* What the stream that this fault belongs to will want. */
+void ahead_of_fault(struct instance *in, uint64_t addr);
 
 /* ---- budget (instance.c) ---- */
 uint64_t budget_charge(const struct instance *in);

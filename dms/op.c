@@ -261,9 +261,9 @@ static int op_pageout(struct instance *in, const struct edm_op *op)
 }
 
 /* Makes room for what the program says that it will need: older pages go. */
-static bool make_room(struct instance *in)
+static bool make_room(struct instance *in, uint64_t pages)
 {
-    for (int i = 0; i < 100 && !budget_has_room(in, 1) && !over(in); i++) {
+    for (int i = 0; i < 100 && !budget_has_room(in, pages) && !over(in); i++) {
         in->budget.forced = WILLNEED_BATCH;
         let_go(in);
     }
@@ -275,22 +275,18 @@ static int op_willneed(struct instance *in, const struct edm_op *op)
 {
     uint64_t end = op->start + op->len, most = in->budget.limit / 2;
     uint64_t before = in->stats->prefetch_fetched;
-    unsigned n = 0;
-    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end && !over(in); a += EDM_PAGE_SIZE) {
-        if (in->stats->prefetch_fetched - before >= most ||
-            (!budget_has_room(in, 1) && !make_room(in)))
+    uint64_t batch = in->budget.limit / 8 < WILLNEED_BATCH ? in->budget.limit / 8 : WILLNEED_BATCH;
+    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end && !over(in);) {
+        uint64_t n = (end - a + EDM_PAGE_SIZE - 1) >> EDM_PAGE_SHIFT;
+        n = n < batch ? n : batch;
+        if (in->stats->prefetch_fetched - before >= most || !make_room(in, n))
             break;
-        dm_handler_prefetch(in, a);
-        if (++n % WILLNEED_BATCH != 0)
-            continue;
-        fetch_flush(in);
-        fetch_remote_flush(in);
+        ahead_pages(in, a >> EDM_PAGE_SHIFT, 1, (uint32_t)n);
+        a += n << EDM_PAGE_SHIFT;
         do
             let_go(in);
         while (in->budget.fetching > IN_FLIGHT_MAX / 2 && !over(in));
     }
-    fetch_flush(in);
-    fetch_remote_flush(in);
     return 0;
 }
 

@@ -4,10 +4,22 @@ source "$(dirname "$0")/restart.sh"
 SERVER=(memory_store=1G disk_store=0)
 RUN_OPTIONS=(reconnect_timeout=30)
 
-# steady_start SECONDS: a program of four times its budget, which has been evicting for a while
+# A program of four times its budget, which has been evicting for a while, until steady_end
 steady_start() {
-    program_start "$EDM_BUILD/test/restart/steady" $((BUDGET * 4)) "$1"
+    program_start "$EDM_BUILD/test/restart/steady" $((BUDGET * 4)) 0
     until_true 30 has_evicted || fail "nothing was evicted: $(program_said)"
+}
+
+# It has checked all of its memory
+steady_end() {
+    kill -TERM $(case_named steady)
+    program_expect 0
+}
+
+# A successor has taken over for the Nth time, and the program has gone on for a while
+goes_on_after() {
+    until_true 20 taken_over "$1" || fail "nobody took over"
+    pause 1
 }
 
 has_evicted() {
@@ -48,7 +60,7 @@ expect_end() {
 scene_twice() {
     local pid
     supervisor_start "${SERVER[@]}"
-    steady_start 10
+    steady_start
     for _ in 1 2 3; do
         pid=$(server_pid)
         server_kill
@@ -57,7 +69,8 @@ scene_twice() {
         server_kill
         pause 2
     done
-    program_expect 0
+    goes_on_after 1
+    steady_end
 }
 
 is_another_server() {
@@ -69,24 +82,26 @@ scene_stopped() {
     local pid
     RUN_OPTIONS=(reconnect_timeout=5)
     supervisor_start "${SERVER[@]}"
-    steady_start 14
+    steady_start
     pid=$(server_pid)
     kill -STOP "$pid"
     pause 10
     kill -CONT "$pid"
-    program_expect 0
+    pause 1
+    steady_end
     [[ $pid == "$(server_pid)" ]] || fail "the server ended"
 }
 
 # The program is stopped for longer than its eviction thread is usually waited for
 scene_program_stopped() {
     supervisor_start "${SERVER[@]}"
-    steady_start 10
+    steady_start
     kill -STOP $(case_named steady)
     server_kill
     pause 8
     kill -CONT $(case_named steady)
-    program_expect 0
+    goes_on_after 1
+    steady_end
     ! server_logged 'without a budget' || fail "a stopped program was given up"
 }
 
@@ -94,15 +109,15 @@ scene_program_stopped() {
 scene_keeper() {
     local old
     supervisor_start "${SERVER[@]}"
-    steady_start 8
+    steady_start
     old=$(case_named edm-keeper)
     kill -KILL "$old"
     until_true 5 server_logged 'the keeper was killed' || fail "the server did not notice"
     until_true 5 keeper_is_not "$old" || fail "there is no new keeper"
     pause 1
     server_kill
-    program_expect 0
-    taken_over 1 || fail "nobody took over"
+    goes_on_after 1
+    steady_end
 }
 
 keeper_is_not() {
@@ -115,7 +130,7 @@ keeper_is_not() {
 scene_both() {
     RUN_OPTIONS=(reconnect_timeout=3)
     supervisor_start "${SERVER[@]}"
-    steady_start 60
+    steady_start
     kill -KILL "$(server_pid)" "$(case_named edm-keeper)"
     KILLED=$EPOCHSECONDS
     expect_end 8
@@ -126,7 +141,7 @@ scene_both() {
 scene_nobody() {
     RUN_OPTIONS=(reconnect_timeout=3)
     supervisor_start "${SERVER[@]}"
-    steady_start 60
+    steady_start
     touch "$CASE_TMP/no_more"
     server_kill
     KILLED=$EPOCHSECONDS
@@ -181,24 +196,25 @@ scene_wait() {
     RUN_OPTIONS=(reconnect_timeout=2 on_server_lost=wait)
     echo 5 >"$CASE_TMP/delay"
     supervisor_start "${SERVER[@]}"
-    steady_start 6
+    steady_start
     server_kill
-    program_expect 0
+    goes_on_after 1
+    steady_end
 }
 
 # The successor has another size, another way of storing, and its programs another budget
 scene_other_settings() {
     supervisor_start "${SERVER[@]}"
-    steady_start 12
+    steady_start
     echo "memory_store=16M disk_store=1G compression=lz4" >"$CASE_TMP/server.options"
     server_kill
-    until_true 20 taken_over 1 || fail "nobody took over"
-    pause 2
+    goes_on_after 1
     echo "memory_store=2G disk_store=0 compression=none" >"$CASE_TMP/server.options"
     server_kill
-    until_true 20 taken_over 2 || fail "nobody took over"
+    goes_on_after 2
     "$EDM" resize "$(jq '.instances[0].pid' "$CASE_TMP/stat.json")" 32M || fail "edm resize"
-    program_expect 0
+    pause 1
+    steady_end
 }
 
 # Counters of an instance never go down, and its budget is kept
@@ -206,7 +222,7 @@ scene_counters() {
     local before after
     RUN_FLAGS=(--stats "$CASE_TMP/stats.json")
     supervisor_start "${SERVER[@]}"
-    steady_start 12
+    steady_start
     for _ in 1 2 3; do
         before=$(counters)
         server_kill
@@ -217,18 +233,18 @@ scene_counters() {
     done
     (($("$EDM" stat --json | jq '.instances[0].resident_max_bytes') <= BUDGET + IN_FLIGHT)) ||
         fail "the budget was passed"
-    program_expect 0
+    steady_end
     not_below "$after" "$(numbers <"$CASE_TMP/stats.json")" || fail "edm run --stats lost counters"
 }
 
 # SIGTERM with a program running: everything is given back, nothing is kept
 scene_term() {
     supervisor_start "${SERVER[@]}"
-    steady_start 6
+    steady_start
     kill -TERM "$(server_pid)"
     wait "$SUPERVISOR"
     until_true 2 no_keepers || fail "a keeper is left"
-    program_expect 0
+    steady_end
     nothing_left
     exit 0
 }
@@ -237,10 +253,11 @@ scene_term() {
 scene_term_kill() {
     echo "${1:-release}" >"$CASE_TMP/dies"
     supervisor_start "${SERVER[@]}"
-    steady_start 6
+    steady_start
     kill -TERM "$(server_pid)"
-    program_expect 0
-    server_logged 'EDM_TEST_DIE: ending at' || fail "the server was not killed"
+    until_true 20 server_logged 'EDM_TEST_DIE: ending at' || fail "the server was not killed"
+    pause 2
+    steady_end
 }
 
 # edm restart under a running program, three times, the last with another capacity
@@ -249,7 +266,7 @@ scene_restart() {
     mkdir -p "$CASE_TMP/disk"
     export EDM_SOCKET=$CASE_TMP/dms.sock EDM_SERVER=require EDM_LOG_FILE=$CASE_TMP/server.log
     "$EDM" start "${options[@]}" -o memory_store=1G || fail "edm start"
-    steady_start 10
+    steady_start
     n=$(server_answers && jq .instances[0].evictions.pages "$CASE_TMP/stat.json")
     for size in 1G 1G 2G; do
         "$EDM" restart "${options[@]}" -o "memory_store=$size" || fail "edm restart"
@@ -259,7 +276,7 @@ scene_restart() {
     (($(jq .server.memory_store.capacity_bytes "$CASE_TMP/stat.json") == 2048 * MIB)) ||
         fail "the capacity is not the new one"
     (($(jq .instances[0].evictions.pages "$CASE_TMP/stat.json") > n)) || fail "nothing goes on"
-    program_expect 0
+    steady_end
     server_expect_idle
     "$EDM" restart "${options[@]}" || fail "edm restart without programs"
     "$EDM" stop || fail "edm stop"
@@ -289,14 +306,14 @@ scene_auto() {
     export EDM_SOCKET=$CASE_TMP/dms.sock
     mkdir -p "$CASE_TMP/disk"
     RUN_OPTIONS=(server=auto reconnect_timeout=30 "disk_path=$CASE_TMP/disk" memory_store=1G disk_store=0)
-    steady_start 12
+    steady_start
     until_true 5 server_answers
     kill -KILL "$(jq .server.pid "$CASE_TMP/stat.json")"
     pause 1
     timeout -s KILL 60 "$EDM" run -m "$BUDGET" -o server=auto -o "disk_path=$CASE_TMP/disk" \
         -o memory_store=1G -o disk_store=0 -- "$EDM_BUILD/test/restart/steady" $((BUDGET * 2)) 1 \
         >"$CASE_TMP/second.out" 2>&1 || fail "the second program: $(tail -3 "$CASE_TMP/second.out")"
-    program_expect 0
+    steady_end
     grep -q 'took over 1' "$CASE_TMP/dms.log" || fail "nobody took over"
     server_expect_idle
     until_true 20 no_servers || fail "the server stays"
