@@ -19,14 +19,16 @@ dump_threads() {
 # dump_case: every process of the case, and what its server says
 dump_case() {
     local pid
-    echo "=== time limit of $1 s passed; every thread:"
+    local socket
+    echo "=== every thread:"
     for pid in $(cg_pids "$CASE_CG"); do
         dump_threads "$pid"
     done
-    if [[ -S $CASE_TMP/dms.sock ]]; then
-        echo "=== edm stat:"
-        EDM_SOCKET=$CASE_TMP/dms.sock timeout -s KILL 10 "$EDM" stat --json
-    fi
+    for socket in "$CASE_TMP"/dms.sock "$CASE_TMP"/dms.sock.[0-9]; do
+        [[ -S $socket ]] || continue
+        echo "=== edm stat, $socket:"
+        EDM_SOCKET=$socket timeout -s KILL 10 "$EDM" stat --json
+    done
     [[ ! -r $CASE_TMP/server.log ]] || { echo "=== server.log:" && tail -20 "$CASE_TMP/server.log"; }
 }
 
@@ -35,12 +37,12 @@ dump_case() {
 case_run() {
     local name=$1 limit=$2 start=$EPOCHREALTIME rc pid
     shift 2
-    export CASE_TMP=$RUN_TMP/$name CASE_CG=$RUN_CG/$name
+    export CASE_TMP=$RUN_TMP/$name CASE_CG=$RUN_CG/$name EDM_TEST_ON_STALL=$LIB/dump.sh
     mkdir "$CASE_TMP" && cg_make "$CASE_CG" || { echo 125 >"$RESULTS/$name.rc" && return; }
     (cg_exec "$CASE_CG/main" setsid "$@") >"$RESULTS/$name.log" 2>&1 </dev/null &
     pid=$!
     if ! until_true "$limit" case_ended "$pid"; then
-        dump_case "$limit" >>"$RESULTS/$name.log" 2>&1
+        { echo "=== time limit of $limit s passed" && dump_case; } >>"$RESULTS/$name.log" 2>&1
         rc=124
         kill -KILL "$pid" 2>/dev/null
         wait "$pid" 2>/dev/null
