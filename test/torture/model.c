@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 char *model_start;
@@ -407,6 +408,33 @@ static void mapping_print(uint64_t addr)
         close(fd);
 }
 
+/* This thread alone, and not by libc's raise: in the child of a raw clone that takes it for
+ * another. */
+__attribute__((noreturn)) static void end_by(int sig)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, sig);
+    signal(sig, SIG_DFL);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+    syscall(SYS_tgkill, getpid(), (pid_t)syscall(SYS_gettid), sig);
+    _exit(2);
+}
+
+void torture_lost(struct worker *w, const char *fmt, ...)
+{
+    char why[200];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(why, sizeof(why), fmt, ap);
+    va_end(ap);
+    say("lost: torture: %s\n#   seed %lu worker %u op %lu pid %d%s\n", why, settings.seed, w->index,
+        w->ops, (int)getpid(), w->in_child ? " (forked child)" : "");
+    end_by(SIGBUS);
+}
+
 void torture_fail(struct worker *w, uint64_t addr, const char *fmt, ...)
 {
     char why[400];
@@ -426,6 +454,5 @@ void torture_fail(struct worker *w, uint64_t addr, const char *fmt, ...)
     history_print(w, addr ? addr & ~(PAGE - 1) : 0);
     if (getenv("TORTURE_STOP")) /* for a debugger */
         kill(getpid(), SIGSTOP);
-    kill(getpid(), SIGABRT);
-    _exit(2);
+    end_by(SIGABRT);
 }

@@ -99,6 +99,8 @@ static void child_ended(struct worker *w, uint32_t slot, int status)
     w->children[slot] = 0;
     if (w->child_killed[slot] ? WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL : status == 0)
         return;
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS)
+        torture_lost(w, "child %d ended by SIGBUS", pid);
     torture_fail(w, 0, "child %d ended with status %x", pid, status);
 }
 

@@ -145,6 +145,11 @@ void note(struct worker *w, const char *what, bool raw, uint64_t addr, uint64_t 
 void torture_fail(struct worker *w, uint64_t addr, const char *fmt, ...)
     __attribute__((noreturn, format(printf, 3, 4)));
 
+/* Memory is gone, and the system says so by SIGBUS: so ends the program. Wrong bytes are not that.
+ */
+void torture_lost(struct worker *w, const char *fmt, ...)
+    __attribute__((noreturn, format(printf, 2, 3)));
+
 /* ---- calls.c: by libc or by raw system call, as the mode says; results as -errno ---- */
 long call_mmap_file(struct worker *w, uint64_t addr, uint64_t len, int prot, int flags, int fd,
                     uint64_t off);
