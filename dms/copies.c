@@ -13,6 +13,7 @@
 
 #define TRANSIT_MAX 4096u /* pages */
 #define SPIN_POLLS 200    /* a waiting reader looks so often before it sleeps */
+#define BUSY_TRIES 1000   /* ms that copies_read waits for a rank to be asked */
 #define MANY 256
 
 struct copies copies = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -404,6 +405,8 @@ static void fetch_answered(void *arg, int err, struct rank_head *answer)
 {
     struct fetch *f = arg;
     const void *page[COPIES_BATCH] = {NULL};
+    if (err == -ENOMEM) /* its word for it: the rank itself can do without */
+        err = -EBUSY;
     const struct rank_result *r = err ? NULL : (const void *)(answer + 1);
     const uint8_t *at = err ? NULL : rank_pages(answer);
     for (unsigned i = 0; i < f->n && !err; i++) {
@@ -417,7 +420,7 @@ static void fetch_answered(void *arg, int err, struct rank_head *answer)
         }
         r++;
     }
-    f->done(f->arg, f->n, page);
+    f->done(f->arg, err, f->n, page);
     free(f);
 }
 
@@ -435,6 +438,7 @@ int copies_fetch(int rank, const struct copies_page *pages, unsigned n, copies_d
 {
     struct fetch *f = malloc(sizeof(*f));
     struct peer_buf *b = peer_buf_get();
+    int err = -EBUSY;
     if (!f || !b)
         goto fail;
     struct rank_slot *slots = (void *)(b->head + 1);
@@ -449,11 +453,12 @@ int copies_fetch(int rank, const struct copies_page *pages, unsigned n, copies_d
             slots[f->nasked++] = (struct rank_slot){f->slot[i], pages[i].version};
     }
     pthread_mutex_unlock(&copies.lock);
+    err = -ENOENT;
     if (!f->nasked)
         goto fail;
     b->head->kind = RANK_FETCH;
     b->head->count = f->nasked;
-    int err = peer_request(rank, b, f->nasked * sizeof(*slots), fetch_answered, f);
+    err = peer_request(rank, b, f->nasked * sizeof(*slots), fetch_answered, f);
     if (err)
         free(f);
     return err;
@@ -461,19 +466,21 @@ fail:
     if (b)
         peer_buf_put(b);
     free(f);
-    return -ENOENT;
+    return err;
 }
 
 struct reader {
     uint8_t *buf;
     bool *ok;
+    int err;
     atomic_bool over;
     sem_t sem;
 };
 
-static void read_done(void *arg, unsigned n, const void *const *page)
+static void read_done(void *arg, int err, unsigned n, const void *const *page)
 {
     struct reader *r = arg;
+    r->err = err;
     for (unsigned i = 0; i < n; i++) {
         r->ok[i] = page[i] != NULL;
         if (r->ok[i])
@@ -483,26 +490,21 @@ static void read_done(void *arg, unsigned n, const void *const *page)
     sem_post(&r->sem);
 }
 
-void copies_read_from(int rank, const struct copies_page *pages, unsigned n, void *buf, bool *ok)
+int copies_read_from(int rank, const struct copies_page *pages, unsigned n, void *buf, bool *ok)
 {
     struct reader r = {.buf = buf, .ok = ok};
     memset(ok, 0, n * sizeof(*ok));
     sem_init(&r.sem, 0, 0);
-    if (copies_fetch(rank, pages, n, read_done, &r) == 0) {
+    int err = copies_fetch(rank, pages, n, read_done, &r);
+    if (!err) {
         for (int i = 0; i < SPIN_POLLS && !atomic_load(&r.over); i++)
             peer_poll();
         while (sem_wait(&r.sem))
             ;
+        err = r.err;
     }
     sem_destroy(&r.sem);
-}
-
-static bool read_one(int rank, store_handle h, uint32_t version, void *buf)
-{
-    struct copies_page page = {h, version};
-    bool ok;
-    copies_read_from(rank, &page, 1, buf, &ok);
-    return ok;
+    return err;
 }
 
 /* The first copy at or after place k that is worth asking for; -1: none. */
@@ -515,25 +517,44 @@ static int place_rank(store_handle h, unsigned k)
     return rank;
 }
 
+/* Looks at each copy once. -EBUSY: one of them could not be asked for now. */
+static int read_any(store_handle h, uint32_t version, void *buf)
+{
+    struct copies_page page = {h, version};
+    store_handle local = local_hold(h);
+    bool ok, busy = false;
+    int err = -EIO;
+    if (local) {
+        err = store_read(local, version, buf);
+        store_unref(local);
+        if (!err)
+            return 0;
+    }
+    for (unsigned k = 0; k < REMOTE_MAX; k++) {
+        int rank = place_rank(h, k);
+        int e = rank < 0 ? -EHOSTDOWN : copies_read_from(rank, &page, 1, buf, &ok);
+        if (!e && ok)
+            return 0;
+        busy |= e == -EBUSY;
+        if (!e || e == -ENOENT)
+            err = -EBADMSG;
+    }
+    return busy ? -EBUSY : err;
+}
+
 int copies_read(store_handle h, uint32_t version, void *buf)
 {
+    const struct timespec pause = {0, 1000000};
     if (!is_entry(h))
         return store_read(h, version, buf);
     int err = -EIO;
-    for (int tries = 0; tries < 2; tries++) { /* it may move from here to there meanwhile */
-        store_handle local = local_hold(h);
-        if (local) {
-            err = store_read(local, version, buf);
-            store_unref(local);
-            if (!err)
-                return 0;
-        }
-        for (unsigned k = 0; k < REMOTE_MAX; k++) {
-            int rank = place_rank(h, k);
-            if (rank >= 0 && read_one(rank, h, version, buf))
-                return 0;
-            err = rank >= 0 && peer_is_alive(rank) ? -EBADMSG : err;
-        }
+    for (int tries = 0, busy = 0; tries < 2;
+         tries++) { /* it may move from here to there meanwhile */
+        while ((err = read_any(h, version, buf)) == -EBUSY && busy++ < BUSY_TRIES)
+            nanosleep(&pause,
+                      NULL); /* what other requests take up is free when they are answered */
+        if (!err || err == -EBUSY)
+            break;
     }
     return err;
 }

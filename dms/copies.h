@@ -68,7 +68,8 @@ void copies_unref_many(const store_handle *h, size_t n);
 
 /* As store_view; -EAGAIN also when it is on another rank. */
 int copies_view(store_handle h, uint32_t version, void *buf, struct store_view *v);
-/* Reads the page from the first copy that is intact; may block. 0, -EBADMSG, -EIO. */
+/* Reads the page from the first copy that is intact; may block. 0, -EBADMSG, -EIO; -EBUSY: nothing
+ * is known, since a rank that has one could not be asked: try again. */
 int copies_read(store_handle h, uint32_t version, void *buf);
 /* True when the stored page is known to equal `page` without I/O. */
 bool copies_same(store_handle h, uint32_t version, const void *page);
@@ -87,11 +88,13 @@ struct copies_page {
     uint32_t version;
 };
 /* Once, from a thread in peer_poll. page[i]: its contents, checked, valid for this call; NULL: not
- * to be had that way, copies_read may know another. */
-typedef void copies_done(void *arg, unsigned n, const void *const *page);
+ * to be had that way, copies_read may know another. err: why none is, when the rank has not looked:
+ * -EHOSTDOWN, or -EBUSY. */
+typedef void copies_done(void *arg, int err, unsigned n, const void *const *page);
 /*
  * Asks `rank` for n pages, all there, whose handles the caller holds until `done`. 0: done will be
- * called; else -errno and it will not.
+ * called. Else it will not: -EHOSTDOWN; -EBUSY: too many requests, or no memory for one; -ENOENT:
+ * none is there any more.
  */
 int copies_fetch(int rank, const struct copies_page *pages, unsigned n, copies_done *done,
                  void *arg);

@@ -106,8 +106,9 @@ bool entry_is_leaving(const struct entry *e);
 void entry_settle(uint32_t i);
 /* Lock held. The copy in that place is not needed any more. */
 void place_drop(struct entry *e, union place *p);
-/* Waits for pages of that rank; ok[i]: page i is at buf + i * 4096. */
-void copies_read_from(int rank, const struct copies_page *pages, unsigned n, void *buf, bool *ok);
+/* Waits for pages of that rank; ok[i]: page i is at buf + i * 4096. 0: it has answered; else as
+ * copies_fetch. */
+int copies_read_from(int rank, const struct copies_page *pages, unsigned n, void *buf, bool *ok);
 void copies_hash(const void *page, uint64_t out[2]);
 uint64_t copies_clock_ns(void);
 /* Lock held. Puts it on the list of free ones. */

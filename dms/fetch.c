@@ -201,7 +201,7 @@ static int read_unlocked(struct instance *in, uint32_t id, void *buf)
     pthread_mutex_lock(&in->lock);
     bool same = p->state == PAGE_STORED && p->handle == h && p->version == version;
     copies_unref(h);
-    return same ? err : -EAGAIN;
+    return same && err != -EBUSY ? err : -EAGAIN;
 }
 
 static int fetch_one(struct instance *in, uint32_t id)

@@ -69,7 +69,7 @@ static unsigned place_run(struct remote_fetch *f, const void *const *data, unsig
     return done + 1;
 }
 
-static void remote_arrived(void *arg, unsigned n, const void *const *data)
+static void remote_arrived(void *arg, int err, unsigned n, const void *const *data)
 {
     struct remote_fetch *f = arg;
     struct instance *in = f->in;

@@ -71,10 +71,10 @@ static void fetch_finish(struct request *r, int err, const void *buf)
     pthread_mutex_lock(&in->lock);
     in->budget.fetching--;
     if (!in->dead && still_wanted(r)) {
-        if (err)
-            dm_handler_page_lost(in, r->id, err);
-        else
+        if (!err)
             err = place(r, buf);
+        else if (err != -EBUSY) /* then whoever waits asks again */
+            dm_handler_page_lost(in, r->id, err);
         if (still_wanted(r)) {
             spt_page(&in->spt, r->id)->flags &= (uint8_t)~PF_FETCHING;
             if (!err || err == -EEXIST)
@@ -171,7 +171,7 @@ static void *fetch_main(void *arg)
         if (!r)
             return NULL;
         int err = copies_read(r->handle, r->version, buf);
-        if (!err || !set_aside(r))
+        if (!err || err == -EBUSY || !set_aside(r))
             fetch_finish(r, err, buf);
     }
 }

@@ -216,7 +216,10 @@ static void batch_read(struct batch *b, uint8_t *pages)
             store_unref(b->local[k]);
             b->bad[k] = err != 0;
         } else if (b->bad[k]) {
-            b->bad[k] = copies_read(b->entry[k] | COPIES_BIT, b->version[k], to) != 0;
+            int err;
+            while ((err = copies_read(b->entry[k] | COPIES_BIT, b->version[k], to)) == -EBUSY)
+                ;
+            b->bad[k] = err != 0;
         }
     }
 }

@@ -1,0 +1,302 @@
+/* Pages whose copies are on other ranks: what a rank cannot look for now is not lost. */
+#include "dms/copies.h"
+#include "dms/holder.h"
+#include "dms/homes.h"
+#include "dms/peer.h"
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define RANKS 2
+#define PAGES 64u
+
+/* ---- in place of peer.c: rank 1, which is a thread ---- */
+
+static struct {
+    uint8_t page[PAGES][RANK_PAGE];
+    uint32_t version[PAGES];
+    uint32_t n;
+    atomic_int busy;    /* so many requests cannot be sent */
+    atomic_int no_room; /* so many are answered with -ENOMEM */
+    atomic_int damaged; /* so many pages are wrong */
+    struct question {
+        struct question *next;
+        struct peer_buf *b;
+        request_done *done;
+        void *arg;
+    } * first, **last;
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+} far = {.last = &far.first, .lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+
+int peer_ranks(void)
+{
+    return RANKS;
+}
+
+int peer_rank(void)
+{
+    return 0;
+}
+
+bool peer_is_alive(int rank)
+{
+    return true;
+}
+
+void peer_get_info(int rank, struct peer_info *out)
+{
+    *out = (struct peer_info){.alive = true,
+                              .host = rank,
+                              .host_name = "",
+                              .identity = 100 + (uint64_t)rank,
+                              .capacity = PAGES};
+}
+
+struct peer_buf *peer_buf_get(void)
+{
+    struct peer_buf *b = aligned_alloc(64, 64 + RANK_MESSAGE_MAX / 64 * 64 + 64);
+    *b = (struct peer_buf){.head = (struct rank_head *)(void *)((char *)b + 64)};
+    *b->head = (struct rank_head){0};
+    return b;
+}
+
+void peer_buf_put(struct peer_buf *b)
+{
+    free(b);
+}
+
+bool peer_poll(void)
+{
+    return false;
+}
+
+void peer_answer(struct peer_buf *b, int code, size_t body)
+{
+    peer_buf_put(b);
+}
+
+static void far_store(struct rank_head *h)
+{
+    struct rank_result results[RANK_PAGES];
+    const struct rank_slot *slots = (const void *)(h + 1);
+    struct rank_stat *stat = (void *)(h + 1);
+    const uint8_t *pages = rank_pages(h);
+    for (uint32_t i = 0; i < h->count; i++) {
+        memcpy(far.page[far.n], pages + i * RANK_PAGE, RANK_PAGE);
+        far.version[far.n] = slots[i].version;
+        results[i] = (struct rank_result){0, ++far.n};
+    }
+    *stat = (struct rank_stat){.capacity = PAGES, .used = far.n};
+    memcpy(stat + 1, results, h->count * sizeof(*results));
+}
+
+static void far_fetch(struct rank_head *h)
+{
+    struct rank_slot slots[RANK_PAGES];
+    struct rank_result *r = (void *)(h + 1);
+    uint8_t *to = rank_pages(h);
+    memcpy(slots, h + 1, h->count * sizeof(*slots));
+    for (uint32_t i = 0; i < h->count; i++, to += RANK_PAGE) {
+        assert_int_equal(far.version[slots[i].slot - 1], slots[i].version);
+        r[i] = (struct rank_result){0, slots[i].slot};
+        memcpy(to, far.page[slots[i].slot - 1], RANK_PAGE);
+        if (atomic_load(&far.damaged) > 0 && atomic_fetch_sub(&far.damaged, 1))
+            to[7] ^= 1;
+    }
+}
+
+/* What rank 1 makes of a message; the code of its answer. */
+static int far_serve(struct peer_buf *b)
+{
+    bool fetch = b->head->kind == RANK_FETCH;
+    if (fetch && atomic_load(&far.no_room) > 0 && atomic_fetch_sub(&far.no_room, 1))
+        return -ENOMEM;
+    if (fetch)
+        far_fetch(b->head);
+    else if (b->head->kind == RANK_STORE)
+        far_store(b->head);
+    else if (b->head->kind == RANK_STAT)
+        *(struct rank_stat *)(void *)(b->head + 1) =
+            (struct rank_stat){.capacity = PAGES, .used = far.n};
+    return 0;
+}
+
+static void *far_main(void *arg)
+{
+    for (;;) {
+        pthread_mutex_lock(&far.lock);
+        while (!far.first)
+            pthread_cond_wait(&far.more, &far.lock);
+        struct question *q = far.first;
+        far.first = q->next;
+        if (!far.first)
+            far.last = &far.first;
+        pthread_mutex_unlock(&far.lock);
+        q->done(q->arg, far_serve(q->b), q->b->head);
+        peer_buf_put(q->b);
+        free(q);
+    }
+    return NULL;
+}
+
+int peer_request(int rank, struct peer_buf *b, size_t body, request_done *done, void *arg)
+{
+    assert_int_equal(rank, 1);
+    if (b->head->kind == RANK_FETCH && atomic_load(&far.busy) > 0 &&
+        atomic_fetch_sub(&far.busy, 1)) {
+        peer_buf_put(b);
+        return -EBUSY;
+    }
+    struct question *q = malloc(sizeof(*q));
+    *q = (struct question){NULL, b, done, arg};
+    pthread_mutex_lock(&far.lock);
+    *far.last = q;
+    far.last = &q->next;
+    pthread_cond_signal(&far.more);
+    pthread_mutex_unlock(&far.lock);
+    return 0;
+}
+
+/* ---- */
+
+static uint64_t kept_pages;
+
+static void on_room(void *arg, bool full)
+{
+}
+
+static int setup(void **state)
+{
+    pthread_t thread;
+    char err[200];
+    struct store_options o = {.memory_bytes = 64 * 4096, .compression = EDM_COMPRESSION_NONE};
+    if (pthread_create(&thread, NULL, far_main, NULL))
+        return -1;
+    return store_init(&o, err, sizeof(err)) || homes_open(-1) || copies_open(-1) ||
+           holder_open(-1, &kept_pages) || copies_init(on_room, NULL) || copies_start();
+}
+
+static void fill(uint8_t *page, uint32_t version)
+{
+    for (uint32_t i = 0; i < RANK_PAGE; i++)
+        page[i] = (uint8_t)(version * 31 + i * 7);
+}
+
+/* A page whose only copy is on rank 1. */
+static store_handle put_far(uint32_t version)
+{
+    const struct copies_wish wish = {EDM_PLACEMENT_REMOTE, 1};
+    uint8_t page[RANK_PAGE];
+    store_handle h;
+    fill(page, version);
+    assert_int_equal(copies_put(page, version, &wish, false, &h), 0);
+    for (int i = 0; i < 5000 && copies_rank(h) != 1; i++)
+        usleep(1000);
+    assert_int_equal(copies_rank(h), 1);
+    return h;
+}
+
+static void expect_right(store_handle h, uint32_t version)
+{
+    uint8_t want[RANK_PAGE], got[RANK_PAGE];
+    fill(want, version);
+    assert_int_equal(copies_read(h, version, got), 0);
+    assert_memory_equal(want, got, RANK_PAGE);
+}
+
+static void test_far(void **state)
+{
+    expect_right(put_far(1), 1);
+}
+
+static void test_busy_is_not_damaged(void **state)
+{
+    store_handle h = put_far(2);
+    atomic_store(&far.busy, 20);
+    expect_right(h, 2);
+    assert_int_equal(atomic_load(&far.busy), 0);
+}
+
+static void test_no_memory_there_is_not_damaged(void **state)
+{
+    store_handle h = put_far(3);
+    atomic_store(&far.no_room, 20);
+    expect_right(h, 3);
+    assert_int_equal(atomic_load(&far.no_room), 0);
+}
+
+static void test_busy_for_long_is_said(void **state)
+{
+    uint8_t page[RANK_PAGE];
+    store_handle h = put_far(4);
+    atomic_store(&far.busy, 1 << 30);
+    assert_int_equal(copies_read(h, 4, page), -EBUSY);
+    atomic_store(&far.busy, 0);
+    expect_right(h, 4);
+}
+
+struct got {
+    int err;
+    bool page;
+    sem_t over;
+};
+
+static void fetched(void *arg, int err, unsigned n, const void *const *page)
+{
+    struct got *g = arg;
+    g->err = err;
+    g->page = page[0] != NULL;
+    sem_post(&g->over);
+}
+
+static void test_fetch_says_why(void **state)
+{
+    struct got got = {0};
+    struct copies_page p = {put_far(5), 5};
+    sem_init(&got.over, 0, 0);
+    atomic_store(&far.busy, 1);
+    assert_int_equal(copies_fetch(1, &p, 1, fetched, &got), -EBUSY);
+    atomic_store(&far.no_room, 1);
+    assert_int_equal(copies_fetch(1, &p, 1, fetched, &got), 0);
+    sem_wait(&got.over);
+    assert_int_equal(got.err, -EBUSY);
+    assert_false(got.page);
+    assert_int_equal(copies_fetch(1, &p, 1, fetched, &got), 0);
+    sem_wait(&got.over);
+    assert_int_equal(got.err, 0);
+    assert_true(got.page);
+}
+
+/* The only copy, and it is wrong each time: never those bytes. */
+static void test_damaged(void **state)
+{
+    uint8_t page[RANK_PAGE];
+    store_handle h = put_far(6);
+    atomic_store(&far.damaged, 10);
+    assert_int_equal(copies_read(h, 6, page), -EBADMSG);
+    assert_true(atomic_load(&far.damaged) > 5); /* and it is not asked for ever */
+    atomic_store(&far.damaged, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_far),
+        cmocka_unit_test(test_busy_is_not_damaged),
+        cmocka_unit_test(test_no_memory_there_is_not_damaged),
+        cmocka_unit_test(test_busy_for_long_is_said),
+        cmocka_unit_test(test_fetch_says_why),
+        cmocka_unit_test(test_damaged),
+    };
+    return cmocka_run_group_tests(tests, setup, NULL);
+}
