@@ -93,14 +93,15 @@ static void page_clear(struct instance *in, struct chunk *c, uint32_t i, bool th
 static void chunk_settle(struct instance *in, struct chunk *c)
 {
     uint64_t bits[EDM_CHUNK_PAGES / 64] = {0};
-    bool known =
-        in->pagemap_fd >= 0 && uffd_present(in->pagemap_fd, c->addr, EDM_CHUNK_PAGES, bits) == 0;
+    bool ghost = spt_is_ghost(c); /* at its address another page is now */
+    bool known = !ghost && in->pagemap_fd >= 0 &&
+                 uffd_present(in->pagemap_fd, c->addr, EDM_CHUNK_PAGES, bits) == 0;
     c->touched = c->foreign = c->pinned = 0;
     c->broken_ns = c->leased ? now_ns() : c->broken_ns;
     c->listed = c->leased = 0;
-    c->unknown |= !known; /* a forked child that nobody has claimed: its LPET will tell */
+    c->unknown |= !known && !ghost; /* a forked child that nobody has claimed: its LPET will tell */
     for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
-        bool there = bits[i / 64] >> (i % 64) & 1;
+        bool there = known && bits[i / 64] >> (i % 64) & 1;
         page_clear(in, c, i, there);
         there |= !known && c->pages[i].state == PAGE_RESIDENT;
         (there ? page_is_there : page_is_not_there)(in, c, i);
