@@ -6,6 +6,7 @@
 #include "die.h"
 #include "instance.h"
 #include "uffd.h"
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -306,13 +307,13 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     uint64_t bit = 1ull << i;
     bool left = (o->moved | o->zero | o->gone) & bit;
     in->budget.evicting--;
+    in->nat -= t->at[i] != SPT_NONE; /* evict_restore counts those that were looked at, too */
     if (in->limbo.owner[ring] != RING_PENDING)
         return; /* a server that died had come as far as this */
     in->limbo.owner[ring] = RING_FREE;
     if (in->nfollowers)
         fork_follow(in, TAG((uint32_t)(t - in->tracks), i), left,
                     o->moved & bit ? in->limbo.data + (size_t)ring * EDM_PAGE_SIZE : NULL);
-    in->nat -= t->at[i] != SPT_NONE;
     if (t->at[i] != SPT_NONE &&
         outcome_at(in, t->at[i], TAG((uint32_t)(t - in->tracks), i), o->moved & bit)) {
         outcome_limbo(in, t->at[i], ring);
@@ -393,6 +394,7 @@ bool evict_complete(struct instance *in)
     bool any = in->cmd_seen != tail;
     while (in->cmd_seen != tail)
         complete_one(in);
+    assert(in->cmd_seen != in->cmd_head || (!in->nat && !in->budget.evicting));
     if (any) {
         limbo_release(&in->limbo);
         in->progress_ns = now_ns();
