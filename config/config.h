@@ -13,7 +13,9 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#define EDM_CONFIG_PATH_MAX 108 /* as sun_path: also the longest socket path */
+#define EDM_CONFIG_PATH_MAX 108                         /* as sun_path */
+#define EDM_KEEPER_SUFFIX ".keeper"                     /* behind the socket's name */
+#define EDM_CONFIG_SOCKET_MAX (EDM_CONFIG_PATH_MAX - 7) /* so that there is room for it */
 #define EDM_CONFIG_HOSTS_MAX 1024
 
 /* A size as the user gave it: bytes, or a share of something that is only known later. */
@@ -40,9 +42,9 @@ struct edm_config {
     uint64_t attach_threshold;
     uint64_t arena_size;
     enum edm_server_mode server;
-    char socket[EDM_CONFIG_PATH_MAX]; /* variables expanded */
-    char server_group[64];            /* "" = none */
-    double reconnect_timeout;         /* seconds */
+    char socket[EDM_CONFIG_SOCKET_MAX]; /* variables expanded */
+    char server_group[64];              /* "" = none */
+    double reconnect_timeout;           /* seconds */
     enum edm_lost on_server_lost;
     struct edm_size memory_store, disk_store;
     char disk_path[512];

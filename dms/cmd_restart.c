@@ -53,7 +53,7 @@ static int keeper_connect(const struct edm_config *c, const char *socket)
 {
     char path[EDM_CONFIG_PATH_MAX + 16];
 
-    snprintf(path, sizeof(path), "%s.keeper", socket);
+    snprintf(path, sizeof(path), "%s" EDM_KEEPER_SUFFIX, socket);
     return connect_to(c, path);
 }
 

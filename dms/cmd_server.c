@@ -280,7 +280,7 @@ struct local_rank *server_find_ranks(const char *socket, unsigned *n)
     snprintf(ranks[0].socket, sizeof(ranks[0].socket), "%s", socket);
     for (size_t i = 0; i < g.gl_pathc; i++)
         if (is_rank_socket(g.gl_pathv[i], strlen(socket)) &&
-            strlen(g.gl_pathv[i]) < EDM_CONFIG_PATH_MAX)
+            strlen(g.gl_pathv[i]) < EDM_CONFIG_SOCKET_MAX)
             strcpy(ranks[(*n)++].socket, g.gl_pathv[i]);
     globfree(&g);
     for (unsigned i = 0; i < *n; i++)
@@ -562,6 +562,18 @@ static int start_ranks(const struct server_args *a, struct job *j)
     return CMD_FAILED;
 }
 
+/* The ranks of a host have sockets with numbers. */
+static int check_socket(const struct server_args *a)
+{
+    unsigned hosts = a->hosts.n ? a->hosts.n : 1;
+
+    if (a->ranks <= hosts || strlen(a->s.config.socket) + strlen(".1023") < EDM_CONFIG_SOCKET_MAX)
+        return 0;
+    return cmd_fail(
+        "socket: \"%s\" is too long for several ranks on a host: at most %zu characters",
+        a->s.config.socket, EDM_CONFIG_SOCKET_MAX - 1 - strlen(".1023"));
+}
+
 /* One rank here needs no job, but there may be one already. */
 static int start_any(struct server_args *a, struct job *j)
 {
@@ -585,6 +597,8 @@ int server_start(struct server_args *a)
     bool several, known;
     int rc = server_settle(a);
 
+    if (!rc)
+        rc = check_socket(a);
     several = a->hosts.n || a->ranks > 1;
     if (rc || (several && (rc = make_folder(a->s.config.socket))))
         return rc;

@@ -1,4 +1,5 @@
 #include "keeper.h"
+#include "../config/config.h"
 #include "image.h"
 #include "uffd.h"
 #include <errno.h>
@@ -40,6 +41,17 @@ static struct {
     pid_t pid;
     struct sockaddr_un addr;
 } keeper = {.state_fd = -1, .server_pidfd = -1, .pidfd = -1};
+
+static int keeper_address(const char *socket, struct sockaddr_un *sa)
+{
+    size_t len = strlen(socket);
+    if (len >= EDM_CONFIG_SOCKET_MAX)
+        return -ENAMETOOLONG;
+    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(sa->sun_path, socket, len);
+    memcpy(sa->sun_path + len, EDM_KEEPER_SUFFIX, sizeof(EDM_KEEPER_SUFFIX));
+    return 0;
+}
 
 /* ---- in the keeper: nothing but system calls, for it may be made while the server's other threads
  * hold locks of libc ---- */
@@ -301,8 +313,9 @@ static int keeper_clone(void)
 
 int keeper_start(const char *socket)
 {
-    keeper.addr.sun_family = AF_UNIX;
-    snprintf(keeper.addr.sun_path, sizeof(keeper.addr.sun_path), "%.90s.keeper", socket);
+    int err = keeper_address(socket, &keeper.addr);
+    if (err)
+        return err;
     keeper.state_fd = memfd_create("edm-state", MFD_CLOEXEC);
     keeper.server_pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
     if (keeper.state_fd < 0 || keeper.server_pidfd < 0 ||
@@ -389,13 +402,15 @@ static int legacy_take(struct legacy *l)
 
 int legacy_open(const char *socket_path, struct legacy *l)
 {
-    struct sockaddr_un sa = {.sun_family = AF_UNIX};
+    struct sockaddr_un sa;
     struct timeval tv = {5, 0};
     *l = (struct legacy){-1, -1, NULL};
-    snprintf(sa.sun_path, sizeof(sa.sun_path), "%.90s.keeper", socket_path);
+    int err = keeper_address(socket_path, &sa);
+    if (err)
+        return err;
     l->sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     setsockopt(l->sock, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
-    int err = connect(l->sock, (struct sockaddr *)&sa, sizeof(sa)) ? -errno : legacy_take(l);
+    err = connect(l->sock, (struct sockaddr *)&sa, sizeof(sa)) ? -errno : legacy_take(l);
     if (!err)
         return 0;
     if (err == -ECONNREFUSED)

@@ -260,7 +260,7 @@ static void own_socket(struct edm_config *c)
     size_t len = strlen(c->socket);
     if (k && (size_t)snprintf(c->socket + len, sizeof(c->socket) - len, ".%d", k) >=
                  sizeof(c->socket) - len)
-        fail("socket: the path is too long for several ranks on a host: use a shorter one");
+        fail("socket: the path is too long for several ranks on a host: at most 95 characters");
 }
 
 /* From here on it lives without its parent, mpiexec and their streams. */

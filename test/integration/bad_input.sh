@@ -103,6 +103,16 @@ try "$edm" start -o replicas=many -o socket="$work/dms.sock"
 expect start_wrong_setting 125 "edm: -o: replicas" "from 1 to 3"
 try "$edm" run -o socket=dms.sock true
 expect run_relative_socket 125 "edm: -o: socket" "absolute path"
+# The keeper's socket and those of several ranks have names that are longer still.
+long=$work/$(printf '%0100d' 0)
+try "$dms" -o socket="${long:0:101}"
+expect dms_long_socket 125 "socket" "too long" "at most 100 characters"
+try "$edm" start -o socket="${long:0:101}"
+expect start_long_socket 125 "socket" "too long" "at most 100 characters"
+try env LD_PRELOAD="$shim" EDM_SOCKET="${long:0:101}" true
+expect shim_long_socket 125 "socket" "too long" "at most 100 characters"
+try "$edm" start -n 2 -o socket="${long:0:98}"
+expect start_long_rank_sockets 125 "socket" "too long for several ranks" "at most 95 characters"
 
 # ---- the command line itself
 try "$edm"; [ "$rc" = 125 ] && ok no_command || not_ok no_command "status $rc"

@@ -170,10 +170,10 @@ static void long_texts_are_refused(void **state)
 
     memset(text, 'a', sizeof(text));
     text[0] = '/';
-    text[EDM_CONFIG_PATH_MAX] = '\0';
+    text[EDM_CONFIG_SOCKET_MAX] = '\0';
     assert_true(edm_value_parse(&c, opt("socket"), text, err, sizeof(err)) < 0);
-    assert_non_null(strstr(err, "at most 107 characters"));
-    text[EDM_CONFIG_PATH_MAX - 1] = '\0';
+    assert_non_null(strstr(err, "at most 100 characters"));
+    text[EDM_CONFIG_SOCKET_MAX - 1] = '\0';
     assert_int_equal(edm_value_parse(&c, opt("socket"), text, err, sizeof(err)), 0);
     memset(text, 'a', sizeof(text) - 1);
     text[EDM_CONFIG_HOSTS_MAX] = '\0';
