@@ -73,9 +73,12 @@ static void kept_set(uint32_t slot, union kept to)
         kept_count(slot, to.home);
 }
 
-/* Lock held. The entry, if that version in that slot is kept for that rank. */
+/* Lock held. The entry, if that version in that slot is kept for that rank. Only to look at a slot
+ * that was never used would take memory. */
 static union kept *kept_find(int rank, const struct rank_slot *s)
 {
+    if (s->slot >= kept.top)
+        return NULL;
     union kept *k = kept_at(s->slot);
     return k->home && k->home == homes_of(rank) && k->version == s->version ? k : NULL;
 }

@@ -310,11 +310,17 @@ static bool greeted_by(int rank, const struct rank_head *h)
         atomic_store(&p->bad, true);
         return false;
     }
+    const struct rank_hello *said = (const void *)(h + 1);
     pthread_mutex_lock(&job.lock);
-    memcpy(&p->hello, h + 1, sizeof(p->hello));
-    pthread_mutex_unlock(&job.lock);
+    bool first = !atomic_load(&p->greeted);
+    bool same = said->identity == p->hello.identity && strcmp(said->host, p->hello.host) == 0;
+    if (first) /* others look at it from then on: it does not change */
+        memcpy(&p->hello, said, sizeof(p->hello));
     atomic_store(&p->greeted, true);
-    return true;
+    pthread_mutex_unlock(&job.lock);
+    if (!first && !same)
+        misbehaves(rank, "two names");
+    return first || same;
 }
 
 static void request_arrived(struct peer_buf *b)

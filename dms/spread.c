@@ -235,12 +235,13 @@ static void page_answered(uint32_t i, int rank, const struct rank_result *r)
     e->flights--;
     while (k < REMOTE_MAX && place_is_there(&e->at[k]) && !place_is_leaving(&e->at[k]))
         k++;
-    if (r && !r->code && k < REMOTE_MAX && home) {
+    bool stored = r && !r->code && r->slot;
+    if (stored && k < REMOTE_MAX && home) {
         union place was = e->at[k];
         place_set(&e->at[k], (union place){{r->slot, (uint16_t)home, 0}});
         place_drop(e, &was); /* of a rank that ends; not before: it may be the only one */
         copies.ranks[rank].pages++;
-    } else if (r && r->code) {
+    } else if (r && !stored) {
         spread_rank_used(rank, copies.ranks[rank].capacity, copies.ranks[rank].capacity);
     }
     entry_settle(i);
@@ -255,6 +256,8 @@ static void store_answered(void *arg, int err, struct rank_head *answer)
     struct rank_view *v = &copies.ranks[f->rank];
     v->flights--;
     copies.flights--;
+    if (err == -EHOSTDOWN) /* until copies_rank_lost, which is to come, it is not tried again */
+        copies.choice[f->rank].usable = false;
     if (stat)
         spread_rank_used(f->rank, stat->capacity, stat->used + (uint64_t)v->flights * RANK_PAGES);
     for (uint32_t k = 0; k < f->n; k++)
