@@ -135,6 +135,8 @@ static int op_unlease(struct instance *in, const struct edm_op *op, uint32_t slo
     quiesce(in, op->start, end);
     for (uint64_t a = op->start & ~(EDM_CHUNK_SIZE - 1); a < end; a += EDM_CHUNK_SIZE) {
         struct chunk *c = spt_chunk(&in->spt, a, false);
+        if (!c)
+            a = spt_beyond(&in->spt, a) - EDM_CHUNK_SIZE;
         while (c && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
             let_go(in);
     }
@@ -149,7 +151,7 @@ static int op_refreshed(struct instance *in, const struct edm_op *op)
     for (uint64_t a = op->start; a < end; a += EDM_PAGE_SIZE) {
         struct chunk *c = spt_chunk(&in->spt, a, false);
         if (!c) {
-            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
+            a = spt_beyond(&in->spt, a) - EDM_PAGE_SIZE;
             continue;
         }
         struct page *p = &c->pages[spt_index(a)];
@@ -209,7 +211,7 @@ static int op_pin(struct instance *in, const struct edm_op *op)
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
         struct chunk *c = spt_chunk(&in->spt, a, pin && a - in->arena_start < in->arena_len);
         if (!c) {
-            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
+            a = spt_beyond(&in->spt, a) - EDM_PAGE_SIZE;
             continue;
         }
         while (pin && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
@@ -229,7 +231,7 @@ static int op_flag(struct instance *in, const struct edm_op *op, uint8_t flag)
         bool arena = a - in->arena_start < in->arena_len;
         struct chunk *c = spt_chunk(&in->spt, a, arena);
         if (!c) {
-            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
+            a = spt_beyond(&in->spt, a) - EDM_PAGE_SIZE;
             continue;
         }
         struct page *p = &c->pages[spt_index(a)];
@@ -244,7 +246,7 @@ static int op_pageout(struct instance *in, const struct edm_op *op)
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
         struct chunk *c = spt_chunk(&in->spt, a, false);
         if (!c) {
-            a = (a | (EDM_CHUNK_SIZE - 1)) + 1 - EDM_PAGE_SIZE;
+            a = spt_beyond(&in->spt, a) - EDM_PAGE_SIZE;
             continue;
         }
         if (c->leased)
@@ -277,8 +279,14 @@ static int op_willneed(struct instance *in, const struct edm_op *op)
     uint64_t before = in->stats->prefetch_fetched;
     uint64_t batch = in->budget.limit / 8 < WILLNEED_BATCH ? in->budget.limit / 8 : WILLNEED_BATCH;
     for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end && !over(in);) {
+        if (!spt_chunk(&in->spt, a, false)) {
+            a = spt_beyond(&in->spt, a);
+            continue;
+        }
         uint64_t n = (end - a + EDM_PAGE_SIZE - 1) >> EDM_PAGE_SHIFT;
+        uint64_t chunk = EDM_CHUNK_PAGES - spt_index(a);
         n = n < batch ? n : batch;
+        n = n < chunk ? n : chunk;
         if (in->stats->prefetch_fetched - before >= most || !make_room(in, n))
             break;
         ahead_pages(in, a >> EDM_PAGE_SHIFT, 1, (uint32_t)n);
@@ -342,8 +350,8 @@ int instance_release(struct instance *in)
 
 static int op_act(struct instance *in, const struct edm_op *op, uint32_t slot)
 {
-    if (op->len > 1ull << 47 || op->start > 1ull << 47)
-        return -EINVAL;
+    if (op->start > SPT_GHOST || op->len > SPT_GHOST - op->start)
+        return -EINVAL; /* no address of a program */
     switch (op->kind) {
     case EDM_OP_UNLEASE:
         return op_unlease(in, op, slot);

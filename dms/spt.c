@@ -72,6 +72,14 @@ struct chunk *spt_chunk(struct spt *t, uint64_t addr, bool make)
     return *slot;
 }
 
+uint64_t spt_beyond(const struct spt *t, uint64_t addr)
+{
+    uint64_t number = addr >> EDM_CHUNK_SHIFT, top = number >> MID_BITS;
+    if (top < TOP_SIZE && t->top[top])
+        return (number + 1) << EDM_CHUNK_SHIFT;
+    return (top + 1) << (EDM_CHUNK_SHIFT + MID_BITS);
+}
+
 void spt_set(struct chunk *c, struct page *p, enum page_state state)
 {
     c->touched -= p->state != PAGE_NEW;

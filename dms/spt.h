@@ -91,6 +91,10 @@ void spt_fini(struct spt *t);
 /* The chunk that holds addr; made when missing and `make`; NULL when missing or out of memory. */
 struct chunk *spt_chunk(struct spt *t, uint64_t addr, bool make);
 
+/* For one who goes through the table by address, and finds no chunk at addr: where the next may
+ * begin. Ranges that a program names may be huge, and must not be walked chunk by chunk. */
+uint64_t spt_beyond(const struct spt *t, uint64_t addr);
+
 static inline uint32_t spt_index(uint64_t addr)
 {
     return (uint32_t)(addr >> EDM_PAGE_SHIFT) & (EDM_CHUNK_PAGES - 1);
