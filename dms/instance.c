@@ -108,6 +108,7 @@ void instance_rebalance(void)
     struct instance **all = instance_list(&n);
     for (size_t i = 0; i < n; i++) {
         uint64_t w = budget_wanted(all[i], memory);
+        w = w < memory ? w : memory; /* whatever one asks for, the sums stay sums */
         *(all[i]->set.local_permille ? &shares : &fixed) += w;
     }
     uint64_t usable = memory / 10 * 9;
@@ -443,7 +444,8 @@ static const char *hello_check(const struct edm_hello *h)
         return "impossible range in use";
     if (s->high_permille > 1000 || s->low_permille >= s->high_permille ||
         s->local_permille > 1000 || (!s->local_memory && !s->local_permille) || !s->cluster ||
-        s->cluster > EDM_CHUNK_PAGES || s->evict_method > EDM_EVICT_COPY || s->handlers > 64)
+        s->cluster > EDM_CHUNK_PAGES || s->evict_method > EDM_EVICT_COPY || s->handlers > 64 ||
+        s->placement > EDM_PLACEMENT_SPREAD || !s->replicas || s->replicas > COPIES_MAX)
         return "impossible settings";
     return NULL;
 }
@@ -574,6 +576,22 @@ static int chunk_count(struct instance *in, uint64_t addr)
     return err;
 }
 
+/* The part of the arena in use may be huge, with little in it. */
+static int count_used(struct instance *in, const struct edm_hello *hello)
+{
+    uint64_t end = (hello->used_end + EDM_PAGE_SIZE - 1) & ~(EDM_PAGE_SIZE - 1);
+    int err = 0;
+    for (uint64_t a = hello->used_start & ~(EDM_CHUNK_SIZE - 1); a < end; a += EDM_CHUNK_SIZE) {
+        err = uffd_next_present(in->pagemap_fd, &a, end);
+        a &= ~(EDM_CHUNK_SIZE - 1);
+        if (!err && a < end)
+            err = chunk_count(in, a);
+        if (err)
+            break;
+    }
+    return err;
+}
+
 static int mark_foreign(struct instance *in, uint64_t start, uint64_t end)
 {
     for (uint64_t a = start; a < end; a += EDM_PAGE_SIZE) {
@@ -672,12 +690,16 @@ int instance_start_op_thread(struct instance *in)
 static int take_over(struct instance *in, int pagemap_fd, int maps_fd,
                      const struct edm_staging *staging)
 {
+    bool right = staging->len == EDM_STAGING_PAGES * EDM_PAGE_SIZE &&
+                 staging->start % EDM_PAGE_SIZE == 0 && uffd_is_of_proc(pagemap_fd) &&
+                 uffd_is_of_proc(maps_fd);
+    if (!right || atomic_load(&in->stop)) { /* or it ended meanwhile */
+        close(pagemap_fd);
+        close(maps_fd);
+        return right ? -ESRCH : -EPROTO;
+    }
     in->pagemap_fd = pagemap_fd;
     in->maps_fd = maps_fd;
-    if (staging->len != EDM_STAGING_PAGES * EDM_PAGE_SIZE || staging->start % EDM_PAGE_SIZE)
-        return -EPROTO;
-    if (atomic_load(&in->stop))
-        return -ESRCH; /* it ended meanwhile */
     in->staging = *staging;
     if (!(staging->methods & 1) && in->set.evict_method == EDM_EVICT_AUTO)
         in->set.evict_method = EDM_EVICT_COPY;
@@ -690,10 +712,12 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
 {
     pthread_mutex_lock(&in->lock);
     in->uffd = uffd;
-    keeper_state()->attaching = uffd;
+    if (!uffd_is_one(uffd)) /* nothing is asked of it */
+        close_fd(&in->uffd);
+    keeper_state()->attaching = in->uffd;
     image_order();
     int e = take_over(in, pagemap_fd, maps_fd, staging);
-    if (!e && !(fcntl(uffd, F_GETFL) & O_NONBLOCK))
+    if (!e && (in->uffd < 0 || !(fcntl(uffd, F_GETFL) & O_NONBLOCK)))
         e = -EPROTO; /* reading it would block the server */
     if (!e)
         e = uffd_api(uffd, &in->features);
@@ -702,9 +726,8 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
     if (!e)
         e = uffd_register(uffd, in->identity, EDM_PAGE_SIZE, UFFD_MISSING);
     budget_set(in, budget_wanted(in, edm_memory_total()) >> EDM_PAGE_SHIFT);
-    for (uint64_t a = hello->used_start & ~(EDM_CHUNK_SIZE - 1); a < hello->used_end && !e;
-         a += EDM_CHUNK_SIZE)
-        e = chunk_count(in, a);
+    if (!e)
+        e = count_used(in, hello);
     if (!e)
         e = instance_start_op_thread(in);
     if (!e)

@@ -2,10 +2,28 @@
 #include "../preload/uffd_abi.h"
 #include "proto/proto.h"
 #include <errno.h>
+#include <linux/magic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+
+bool uffd_is_one(int fd)
+{
+    static const char name[] = "anon_inode:[userfaultfd]";
+    char path[40], to[sizeof(name)];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    return readlink(path, to, sizeof(to)) == sizeof(name) - 1 &&
+           memcmp(to, name, sizeof(name) - 1) == 0;
+}
+
+bool uffd_is_of_proc(int fd)
+{
+    struct statfs st;
+    return fstatfs(fd, &st) == 0 && st.f_type == PROC_SUPER_MAGIC;
+}
 
 int uffd_api(int fd, uint64_t *features)
 {
@@ -139,6 +157,19 @@ int uffd_present(int pagemap_fd, uint64_t start, uint32_t npages, uint64_t *bits
                 bits[i / 64] |= 1ull << (i % 64);
             }
     }
+    return 0;
+}
+
+int uffd_next_present(int pagemap_fd, uint64_t *addr, uint64_t end)
+{
+    struct page_region first;
+    uint64_t walked;
+    long n = pagemap_scan(pagemap_fd, *addr, end, 0, &first, 1, &walked);
+    if (n == -ENOTTY || n == -EINVAL)
+        return 0;
+    if (n < 0)
+        return (int)n;
+    *addr = n ? first.start : end;
     return 0;
 }
 

@@ -14,6 +14,10 @@
 #define UFFD_MISSING 1
 #define UFFD_WP 2
 
+/* Is it a userfaultfd, a file of procfs? A file of another kind may answer the calls here, and
+ * reads, with anything, or never. */
+bool uffd_is_one(int fd);
+bool uffd_is_of_proc(int fd);
 /* UFFDIO_API with every event and what else the kernel has; *features says which. */
 int uffd_api(int fd, uint64_t *features);
 int uffd_register(int fd, uint64_t start, uint64_t len, int mode);
@@ -32,6 +36,8 @@ int uffd_read(int fd, struct uffd_msg *msgs, int max);
  * bit i of bits[]. fd is the instance's pagemap.
  */
 int uffd_present(int pagemap_fd, uint64_t start, uint32_t npages, uint64_t *bits);
+/* Moves *addr on to the first present page below end, or to end. On kernels before 6.7 it stays. */
+int uffd_next_present(int pagemap_fd, uint64_t *addr, uint64_t end);
 /* Counts present pages, zero pages aside, in [start, end). */
 int64_t uffd_count(int pagemap_fd, uint64_t start, uint64_t end);
 /* PROT_* of the mapping at addr, -ENOENT when there is none, -ENOTTY on kernels before 6.11. */
