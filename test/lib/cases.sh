@@ -216,6 +216,16 @@ restart_die_cases() {
         recover_caught recover_resumed recover_unsaid recover_said recover_told
 }
 
+# fuzz_cases SECONDS: every target over its corpus, then for so long over what libFuzzer makes of it
+fuzz_cases() {
+    local f t
+    for f in "$TEST_ROOT"/test/fuzz/fuzz_*.c; do
+        t=$(basename "$f" .c)
+        t=${t#fuzz_}
+        echo "fuzz.$t $(($1 + 120)) '$TEST_ROOT/test/fuzz/run.sh' $t $1 $SEED"
+    done
+}
+
 short_cases() {
     program_cases
     ranks_cases
@@ -227,6 +237,7 @@ short_cases() {
     echo "attach_cycles 180 '$LIB/attach_cycles.sh' 1000"
     behaviour_cases
     integration_cases
+    fuzz_cases 5
     unit_cases
 }
 
@@ -260,6 +271,7 @@ long_cases() {
         SEED=$((SEED + 1000)) torture_long "${EDM_TEST_TORTURE_SECONDS:-600}" |
             sed "s/^torture\./torture.round$round./"
     done
+    fuzz_cases "${EDM_TEST_FUZZ_SECONDS:-300}"
     restart_cases 20 | sed 's/^ranks\./ranks.long./'
     echo "attach_cycles.long 1800 '$LIB/attach_cycles.sh' 10000"
 }

@@ -2,7 +2,7 @@
 
 PACKAGES="build-essential meson ninja-build pkg-config libjemalloc-dev libmpich-dev mpich
     libconfig-dev liblz4-dev libxxhash-dev libjansson-dev libcmocka-dev liburing-dev clang-format
-    gdb jq bc procps util-linux iproute2 python3 python3-numpy redis-server redis-tools sqlite3 xz-utils zstd perl"
+    clang libclang-rt-14-dev gdb jq bc procps util-linux iproute2 python3 python3-numpy redis-server redis-tools sqlite3 xz-utils zstd perl"
 
 packages_install() {
     local p missing=()
@@ -45,7 +45,13 @@ build_plain() {
 }
 
 build_asan() {
-    build_tree "$EDM_BUILD-asan" unit -Db_sanitize=address,undefined -Db_lundef=false -Doptimization=1
+    build_tree "$EDM_BUILD-asan" 'unit fuzz' -Db_sanitize=address,undefined -Db_lundef=false -Doptimization=1
+}
+
+# libFuzzer comes with clang
+build_fuzz() {
+    CC=clang build_tree "$EDM_BUILD-fuzz" fuzz -Db_sanitize=address,undefined -Db_lundef=false \
+        -Doptimization=1 -Dc_args=-fsanitize=fuzzer-no-link
 }
 
 build_tsan() {
@@ -63,13 +69,14 @@ source_format() {
     clang-format --dry-run -Werror --style="file:$TEST_ROOT/.clang-format" "${files[@]}" 2>&1
 }
 
-STEPS="packages build.plain build.asan build.tsan build.warnings format"
+STEPS="packages build.plain build.asan build.fuzz build.tsan build.warnings format"
 
 step_command() {
     case $1 in
     packages) packages_install ;;
     build.plain) build_plain ;;
     build.asan) build_asan ;;
+    build.fuzz) build_fuzz ;;
     build.tsan) build_tsan ;;
     build.warnings) no_warnings ;;
     format) source_format ;;
@@ -87,7 +94,8 @@ steps_list() {
 step_is_needed() {
     case $1 in
     packages | build.plain) return 0 ;;
-    build.asan) wanted "$1" || select_cases | grep -q '^asan\.' ;;
+    build.asan) wanted "$1" || select_cases | grep -qE '^(asan|fuzz)\.' ;;
+    build.fuzz) wanted "$1" || select_cases | grep -q '^fuzz\.' ;;
     build.tsan) wanted "$1" || select_cases | grep -q '^tsan\.' ;;
     *) [[ -z $LONG ]] && wanted "$1" ;;
     esac
