@@ -399,10 +399,9 @@ static void ranks_restore(void)
 {
     for (int r = 1; r < RANKS; r++) {
         struct peer *p = &job.peers[r];
+        FUZZ_CHECK(p->hello.identity == 100 + (uint64_t)r); /* as it said at first */
         p->left = false;
         p->bad = p->nonsense = false;
-        snprintf(p->hello.host, RANK_HOST_MAX, "host%d", r);
-        p->hello.identity = 100 + (uint64_t)r;
         p->alive = true;
     }
     pthread_mutex_lock(&copies.lock);

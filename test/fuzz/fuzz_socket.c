@@ -293,6 +293,20 @@ static void clean_up(void)
     rmdir(path);
 }
 
+/* Whoever was let in has settings that the server can work with. */
+static void check_settings(void)
+{
+    size_t n;
+    struct instance **all = instance_list(&n);
+    for (size_t i = 0; i < n; i++) {
+        const struct edm_settings *s = &all[i]->set;
+        FUZZ_CHECK(s->placement <= EDM_PLACEMENT_SPREAD && s->replicas >= 1 &&
+                   s->replicas <= COPIES_MAX && s->cluster >= 1);
+        instance_put(all[i]);
+    }
+    free(all);
+}
+
 /* The server lets go of everything when its clients have. */
 static void end(const int *fds)
 {
@@ -305,6 +319,7 @@ static void end(const int *fds)
             ;
         close(fds[i]);
     }
+    check_settings();
     atomic_store(&ended, true);
     for (int i = 0; i < 20000 && instance_count(); i++) {
         instance_reap();
