@@ -274,6 +274,7 @@ static int fault_leased(struct instance *in, const struct waiter *w, struct chun
 static int fault_protected(struct instance *in, const struct waiter *w, const struct page *p)
 {
     bool copied = in->chan && p->state == PAGE_EVICTING && w->tid != in->chan->lpet_tid &&
+                  tag_is_own(p->link.next) &&
                   in->tracks[p->link.next / EDM_CMD_PAGES].kind == EDM_CMD_COPY;
     if (copied)
         return fault_wait(WAIT_OUTCOME);

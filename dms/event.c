@@ -16,7 +16,7 @@
 
 static bool page_is_copied_out(struct instance *in, const struct page *p)
 {
-    return p->state == PAGE_EVICTING &&
+    return p->state == PAGE_EVICTING && tag_is_own(p->link.next) &&
            in->tracks[p->link.next / EDM_CMD_PAGES].kind == EDM_CMD_COPY;
 }
 
@@ -172,6 +172,10 @@ static void command_follow(struct instance *in, struct chunk *from, uint32_t i, 
 {
     struct page *p = &from->pages[i];
     uint32_t tag = p->link.next;
+    if (!tag_is_own(tag)) { /* fork.c finds it; and nothing is taken from the old address */
+        spt_set(from, p, PAGE_NEW);
+        return;
+    }
     struct track *t = &in->tracks[tag / EDM_CMD_PAGES];
     t->id[tag % EDM_CMD_PAGES] = id;
     if (t->at[tag % EDM_CMD_PAGES] != SPT_NONE) { /* not its first move: it was free to go */
@@ -189,10 +193,10 @@ static void command_orphan(struct instance *in, struct chunk *c, uint32_t i)
 {
     struct page *p = &c->pages[i];
     uint32_t tag = p->link.next;
-    struct track *t = &in->tracks[tag / EDM_CMD_PAGES];
     if (p->state != PAGE_EVICTING)
         return;
-    if (t->id[tag % EDM_CMD_PAGES] == spt_id(c, i)) {
+    struct track *t = tag_is_own(tag) ? &in->tracks[tag / EDM_CMD_PAGES] : NULL;
+    if (t && t->id[tag % EDM_CMD_PAGES] == spt_id(c, i)) {
         t->id[tag % EDM_CMD_PAGES] = SPT_NONE;
         if (t->at[tag % EDM_CMD_PAGES] == SPT_NONE) {
             in->nat++;

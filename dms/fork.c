@@ -27,8 +27,25 @@ void fork_page_follow(struct instance *parent, struct instance *child, struct ch
     }
     parent->followers = more;
     parent->followers[parent->nfollowers++] = (struct follower){instance_get(child), id, tag};
-    spt_page(&child->spt, id)->link.next = tag; /* the parent's */
+    spt_page(&child->spt, id)->link.next = tag + TAG_PARENT;
     spt_set(c, spt_page(&child->spt, id), PAGE_EVICTING);
+}
+
+static bool follows(const struct page *p, uint32_t tag)
+{
+    return p->state == PAGE_EVICTING && p->link.next == tag;
+}
+
+/* The child's page with that tag: what was page id when it was made may have moved; SPT_NONE: gone.
+ */
+static uint32_t follow_find(const struct instance *child, uint32_t id, uint32_t tag)
+{
+    if (follows(spt_page(&child->spt, id), tag))
+        return id;
+    for (id = 0; id < child->spt.nchunks * EDM_CHUNK_PAGES; id++)
+        if (follows(spt_page(&child->spt, id), tag))
+            return id;
+    return SPT_NONE;
 }
 
 static void follow_settle(struct instance *child, uint32_t id, bool left, const void *contents)
@@ -40,8 +57,6 @@ static void follow_settle(struct instance *child, uint32_t id, bool left, const 
     struct copies_wish wish = page_wish(child);
     bool discard = p->flags & PF_DISCARD;
     enum page_state then = discard ? p->version : left ? PAGE_NEW : PAGE_RESIDENT;
-    if (p->state != PAGE_EVICTING)
-        return;
     p->flags &= (uint8_t)~PF_DISCARD;
     spt_set(c, p, PAGE_NEW);
     if (then == PAGE_RESIDENT) {
@@ -69,7 +84,10 @@ void fork_follow(struct instance *parent, uint32_t tag, bool left, const void *c
         }
         parent->followers[i] = parent->followers[--parent->nfollowers];
         pthread_mutex_lock(&f.child->lock);
-        follow_settle(f.child, f.id, left, contents);
+        fork_follow(f.child, tag + TAG_PARENT, left, contents); /* those whose parent it is */
+        uint32_t id = follow_find(f.child, f.id, tag + TAG_PARENT);
+        if (id != SPT_NONE)
+            follow_settle(f.child, id, left, contents);
         pthread_mutex_unlock(&f.child->lock);
         instance_wake(f.child);
         instance_put(f.child);
@@ -114,7 +132,7 @@ static void page_inherit(struct instance *parent, struct instance *child, struct
     case PAGE_EVICTING:
         if (from->flags & PF_DISCARD)
             break;
-        if (paused && command_waits(parent, from->link.next))
+        if (paused && tag_is_own(from->link.next) && command_waits(parent, from->link.next))
             page_make_resident(child, c, id, false);
         else
             fork_page_follow(parent, child, c, id, from->link.next);

@@ -48,13 +48,24 @@ struct held {
 };
 
 /*
+ * link.next of an EVICTING page: slot * EDM_CMD_PAGES + i is page i of a command of the instance's
+ * own. With TAG_PARENT added, once for each generation, the command is an ancestor's.
+ */
+#define TAG_PARENT (EDM_CHAN_CMDS * EDM_CMD_PAGES)
+
+static inline bool tag_is_own(uint32_t tag)
+{
+    return tag < TAG_PARENT;
+}
+
+/*
  * A child made by a raw clone while an eviction of the parent was under way: the kernel copied its
  * page tables before or after the move. Its entry stays EVICTING until the parent's outcome.
  */
 struct follower {
     struct instance *child;
-    uint32_t id;  /* of the page in the child */
-    uint32_t tag; /* of the parent's command */
+    uint32_t id;  /* of the page in the child, unless it has moved */
+    uint32_t tag; /* of the command, as the parent has it */
 };
 
 /*
@@ -204,7 +215,7 @@ int instance_claim(struct instance *in, pid_t pid, int pagemap_fd, int maps_fd,
 /* The child of a FORK event: its table starts as a copy. Called with the parent's lock. */
 struct instance *instance_from_fork(struct instance *parent, int uffd);
 /* The parent's outcome for what a child's page shared: contents, or NULL for zeros. */
-/* A child's page whose fate is that of the parent's command `tag`. With the locks of both. */
+/* A child's page whose fate is that of the parent's page with that tag. With the locks of both. */
 void fork_page_follow(struct instance *parent, struct instance *child, struct chunk *c, uint32_t id,
                       uint32_t tag);
 /* KERNEL.md 1: the instance's whole memory is in MISSING mode. */

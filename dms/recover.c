@@ -66,7 +66,7 @@ static bool page_is_leaving(const struct instance *in, const struct page *p, uin
     uint32_t number = in->cmd_seen;
     while (number != in->cmd_head && number % EDM_CHAN_CMDS != slot)
         number++;
-    if (number == in->cmd_head)
+    if (number == in->cmd_head || !tag_is_own(p->link.next))
         return false;
     const struct track *t = &in->tracks[slot];
     return i < t->npages && (t->id[i] == id || t->at[i] == id);
@@ -86,7 +86,7 @@ static void page_clear(struct instance *in, struct chunk *c, uint32_t i, bool th
         p->handle = 0; /* of a stored page: lost, unless it is present or discarded */
     if (p->state != PAGE_EVICTING || page_is_leaving(in, p, spt_id(c, i)))
         return;
-    if (there || !in->parent) /* its command was never given; of a child, it may be the parent's */
+    if (there || tag_is_own(p->link.next)) /* its command was never given; or is the parent's */
         spt_set(c, p, there ? PAGE_RESIDENT : PAGE_NEW);
 }
 
@@ -182,7 +182,7 @@ static void page_refollow(struct instance *parent, struct instance *child, uint3
     if (p->state != PAGE_EVICTING || page_is_leaving(child, p, id))
         return;
     if (parent)
-        fork_page_follow(parent, child, c, id, p->link.next);
+        fork_page_follow(parent, child, c, id, p->link.next - TAG_PARENT);
     else
         spt_set(c, p, PAGE_POISONED);
 }
