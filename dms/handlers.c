@@ -79,8 +79,7 @@ static int thread_cpu(int stat_fd)
     return s ? atoi(s + 1) : -1;
 }
 
-/* Which way the next window goes: a pure function of what is known. */
-static bool choose(const struct turns *pl)
+bool handlers_choose(const struct turns *pl)
 {
     const uint64_t *c = pl->cost;
     if (!c[!pl->leading] || pl->windows % TRY_EVERY == 0)
@@ -94,7 +93,11 @@ static void window_end(struct turns *pl, uint64_t now)
     uint64_t *cost = &pl->cost[pl->leading];
     *cost = *cost ? (*cost * 3 + spent) / 4 : spent;
     pl->windows++;
-    pl->leading = choose(pl);
+    bool led = pl->leading;
+    pl->leading = handlers_choose(pl);
+    if (pl->leading && !led)
+        pl->looked =
+            pl->same - LOOK_EVERY; /* from its first fault on, or it measures the other way */
 }
 
 static void window_count(struct turns *pl, uint64_t now)

@@ -262,6 +262,8 @@ void instance_starve(struct instance *in, bool starved);
 /* ---- handlers.c ---- */
 void handlers_init(struct turns *pl);
 void handlers_fini(struct turns *pl);
+/* Should the next window be with a leader? A pure function of what was measured. */
+bool handlers_choose(const struct turns *pl);
 /* A thread of the instance has faulted, at `now` (ns). With the lock. */
 void handlers_fault(struct instance *in, uint32_t tid, uint64_t now);
 /* Waits until handler `index` may poll. True: it is still parked, but limbo has work for it. */

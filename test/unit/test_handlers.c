@@ -1,0 +1,204 @@
+/* Which handlers poll: the way that costs less is found, and found again when it changes. */
+#include "dms/instance.h"
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static bool work_waits;
+
+bool limbo_work(struct instance *in)
+{
+    bool had = work_waits;
+    work_waits = false;
+    return had;
+}
+
+static struct instance *in;
+static uint64_t now = 1000000;
+
+/* Two handlers; the first is on this thread's CPU, where the thread is kept. */
+static int setup(void **state)
+{
+    cpu_set_t one;
+    in = calloc(1, sizeof(*in));
+    handlers_init(&in->turns);
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    sched_setaffinity(0, sizeof(one), &one);
+    in->pid = getpid();
+    in->nhandlers = 2;
+    in->turns.placed = true;
+    in->turns.cpu[0] = sched_getcpu();
+    in->turns.cpu[1] = in->turns.cpu[0] + 1;
+    for (int i = 0; i < 2; i++)
+        in->turns.park_efd[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    handlers_fini(&in->turns);
+    free(in);
+    return 0;
+}
+
+static int leader(void)
+{
+    return atomic_load(&in->turns.leader);
+}
+
+/* Faults of one thread, each so much later than the last; how many while somebody led. */
+static unsigned faults(uint32_t tid, unsigned n, uint64_t alone_ns, uint64_t led_ns)
+{
+    unsigned led = 0;
+    for (unsigned i = 0; i < n; i++) {
+        now += in->turns.leading ? led_ns : alone_ns;
+        handlers_fault(in, tid, now);
+        led += leader() >= 0;
+    }
+    return led;
+}
+
+static uint32_t own_tid(void)
+{
+    return (uint32_t)syscall(SYS_gettid);
+}
+
+static void choice_is_the_cheaper_one(void **state)
+{
+    struct turns t = {.windows = 1, .cost = {1000, 0}};
+    assert_true(handlers_choose(&t)); /* not known: it is tried */
+    t.cost[1] = 900;
+    assert_true(handlers_choose(&t));
+    t.cost[1] = 990; /* not worth the change */
+    assert_false(handlers_choose(&t));
+    t.leading = true;
+    t.cost[1] = 900;
+    assert_true(handlers_choose(&t));
+    t.cost[1] = 2000;
+    assert_false(handlers_choose(&t));
+    t.cost[0] = 0;
+    assert_false(handlers_choose(&t));
+}
+
+static void other_way_is_tried_now_and_then(void **state)
+{
+    struct turns t = {.cost = {1000, 100}};
+    unsigned led = 0;
+    for (t.windows = 1; t.windows <= 320; t.windows++) {
+        t.leading = handlers_choose(&t);
+        led += t.leading;
+    }
+    assert_in_range(led, 300, 319);
+}
+
+static void leader_when_that_is_cheaper(void **state)
+{
+    unsigned n = 100 * 256;
+    assert_true(faults(own_tid(), n, 5000, 2000) > n * 9 / 10);
+    assert_int_equal(leader(), 0);
+}
+
+/* Else what is measured as one way is the other. */
+static void leads_in_all_of_its_windows(void **state)
+{
+    for (unsigned i = 0; i < 100 * 256; i++) {
+        faults(own_tid(), 1, 5000, 2000);
+        assert_int_equal(leader(), in->turns.leading ? 0 : -1);
+    }
+}
+
+static void all_when_that_is_cheaper(void **state)
+{
+    unsigned n = 100 * 256;
+    assert_true(faults(own_tid(), n, 2000, 5000) < n / 5);
+}
+
+static void change_is_noticed(void **state)
+{
+    unsigned n = 200 * 256;
+    faults(own_tid(), n, 5000, 2000);
+    faults(own_tid(), n, 5000, 20000);
+    assert_true(faults(own_tid(), n, 5000, 20000) < n / 5);
+    faults(own_tid(), n, 5000, 2000);
+    assert_true(faults(own_tid(), n, 5000, 2000) > n * 8 / 10);
+}
+
+static void several_threads_have_no_leader(void **state)
+{
+    faults(own_tid(), 100 * 256, 5000, 2000);
+    assert_int_equal(leader(), 0);
+    for (uint32_t i = 0; i < 1000; i++)
+        assert_int_equal(faults(1000000 + i % 2, 1, 5000, 2000), 0);
+}
+
+/* Nobody knows where a thread is that does not exist any more. */
+static void unknown_thread_has_no_leader(void **state)
+{
+    assert_int_equal(faults(4000000, 100 * 256, 5000, 2000), 0);
+}
+
+static void who_leads_polls(void **state)
+{
+    atomic_store(&in->turns.leader, 0);
+    assert_true(handlers_spare(in));
+    assert_false(handlers_wait(in, 0));
+    work_waits = true;
+    assert_true(handlers_wait(in, 1)); /* parked, and with something to do */
+    atomic_store(&in->turns.leader, -1);
+    assert_false(handlers_spare(in));
+    assert_false(handlers_wait(in, 1));
+}
+
+static void *parked(void *arg)
+{
+    return (void *)(uintptr_t)handlers_wait(in, 1);
+}
+
+/* A parked handler sleeps until it is woken for what it is needed for. */
+static void parked_handler_is_woken(void **state)
+{
+    void *had_work;
+    pthread_t t;
+    atomic_store(&in->turns.leader, 0);
+    work_waits = false;
+    pthread_create(&t, NULL, parked, NULL);
+    usleep(20000);
+    atomic_store(&in->turns.leader, 1);
+    handlers_wake(in);
+    pthread_join(t, &had_work);
+    assert_null(had_work);
+    atomic_store(&in->turns.leader, 0);
+    pthread_create(&t, NULL, parked, NULL);
+    usleep(20000);
+    atomic_store(&in->stop, true);
+    handlers_wake(in);
+    pthread_join(t, &had_work);
+    assert_null(had_work);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(choice_is_the_cheaper_one),
+        TEST(other_way_is_tried_now_and_then),
+        TEST(leader_when_that_is_cheaper),
+        TEST(leads_in_all_of_its_windows),
+        TEST(all_when_that_is_cheaper),
+        TEST(change_is_noticed),
+        TEST(several_threads_have_no_leader),
+        TEST(unknown_thread_has_no_leader),
+        TEST(who_leads_polls),
+        TEST(parked_handler_is_woken),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
