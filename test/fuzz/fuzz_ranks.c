@@ -261,7 +261,7 @@ static void page_put(struct input *in)
         sender_time(before);
 }
 
-static void page_came(void *arg, unsigned n, const void *const *pages)
+static void page_came(void *arg, int err, unsigned n, const void *const *pages)
 {
     for (unsigned i = 0; i < n; i++)
         for (unsigned k = 0; pages[i] && k < RANK_PAGE; k++)

@@ -36,6 +36,7 @@ build_tree() {
     if [[ ! -e $dir/build.ninja ]]; then
         meson setup "$@" "$dir" "$TEST_ROOT" || return 1
     fi
+    ninja -C "$dir" build.ninja || return 1 # an older tree does not know new targets yet
     # shellcheck disable=SC2086
     meson compile -C "$dir" $target || return 1
 }
