@@ -340,8 +340,8 @@ static int parse_list(struct edm_config *c, const struct edm_option *o, const ch
     return 0;
 }
 
-int edm_value_parse(struct edm_config *c, const struct edm_option *o, const char *text, char *err,
-                    size_t errlen)
+static int parse(struct edm_config *c, const struct edm_option *o, const char *text, char *err,
+                 size_t errlen)
 {
     switch (o->type) {
     case EDM_TYPE_SIZE:
@@ -363,6 +363,17 @@ int edm_value_parse(struct edm_config *c, const struct edm_option *o, const char
         return parse_list(c, o, text, err, errlen);
     }
     return -EINVAL;
+}
+
+int edm_value_parse(struct edm_config *c, const struct edm_option *o, const char *text, char *err,
+                    size_t errlen)
+{
+    int rc = parse(c, o, text, err, errlen);
+
+    for (char *e = err; rc && *e; e++) /* of the text; a message is one line */
+        if (iscntrl((unsigned char)*e))
+            *e = '?';
+    return rc;
 }
 
 static void format_flags(uint32_t flags, const struct edm_option *o, char *buf, size_t len)

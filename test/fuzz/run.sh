@@ -1,10 +1,16 @@
 #!/bin/bash
-# One fuzz target: its kept corpus through the replay program, then SECONDS of libFuzzer from there.
-# An input that fails is kept in test-results of the build folder.
-# usage: run.sh TARGET SECONDS SEED
+# One fuzz target: its kept corpus through the replay program, then libFuzzer from there: RUNS inputs,
+# always the same, or for some SECONDS others with each SEED. An input that fails is kept in
+# test-results of the build folder.
+# usage: run.sh TARGET RUNS | run.sh TARGET SECONDS SEED
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 
-target=$1 seconds=$2 seed=$3
+target=$1
+if (($# == 2)); then
+    bounds=(-runs="$2" -seed=1)
+else
+    bounds=(-max_total_time="$2" -seed="$(($3 + 1))")
+fi
 corpus=$TEST_ROOT/test/fuzz/corpus/$target
 kept=$EDM_BUILD/test-results/fuzz.$target.
 replay=$EDM_BUILD-asan/test/fuzz/fuzz_$target
@@ -19,7 +25,7 @@ export TMPDIR=$CASE_TMP
     fail "an input of the corpus: $last"
 }
 mkdir "$CASE_TMP/new"
-"$fuzzer" -max_total_time="$seconds" -seed="$((seed + 1))" -max_len=1024 -timeout=60 \
+"$fuzzer" "${bounds[@]}" -max_len=1024 -timeout=60 \
     -rss_limit_mb=3000 -artifact_prefix="$kept" -print_final_stats=1 -verbosity=0 \
     "$CASE_TMP/new" "$corpus" 2>&1 || fail "an input is kept as $kept*"
 echo "note: $(ls "$corpus" | wc -l) inputs kept, $(ls "$CASE_TMP/new" | wc -l) new"

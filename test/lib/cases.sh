@@ -216,14 +216,18 @@ restart_die_cases() {
         recover_caught recover_resumed recover_unsaid recover_said recover_told
 }
 
-# fuzz_cases SECONDS: every target over its corpus, then for so long over what libFuzzer makes of it
+# fuzz_cases [SECONDS]: every target over its corpus, then over what libFuzzer makes of it: the same
+# inputs every time, or for so long others each time
 fuzz_cases() {
-    local f t
-    for f in "$TEST_ROOT"/test/fuzz/fuzz_*.c; do
-        t=$(basename "$f" .c)
-        t=${t#fuzz_}
-        echo "fuzz.$t $(($1 + 120)) '$TEST_ROOT/test/fuzz/run.sh' $t $1 $SEED"
-    done
+    local run="'$TEST_ROOT/test/fuzz/run.sh'" target runs
+    while read -r target runs; do
+        echo "fuzz.$target $((${1:-0} + 150)) $run $target $([[ -z ${1:-} ]] && echo "$runs" || echo "$1 $SEED")"
+    done <<'TARGETS'
+config 20000
+channel 1500
+ranks 1000
+socket 2000
+TARGETS
 }
 
 short_cases() {
@@ -237,7 +241,7 @@ short_cases() {
     echo "attach_cycles 180 '$LIB/attach_cycles.sh' 1000"
     behaviour_cases
     integration_cases
-    fuzz_cases 5
+    fuzz_cases
     unit_cases
 }
 
