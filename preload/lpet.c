@@ -52,18 +52,24 @@ static void *ring_page(const struct lpet *l, uint32_t slot)
     return (char *)l->chan + l->data_offset + (uint64_t)slot * EDM_PAGE_SIZE;
 }
 
-/* Bits of the pages of [addr, +n) that are there: present or swapped out by the kernel. */
-static uint64_t pages_there(const struct lpet *l, uint64_t addr, uint32_t n)
+/* Bits of the pages of [addr, +n) whose pagemap entry has one of these bits. */
+static uint64_t pages_with(const struct lpet *l, uint64_t addr, uint32_t n, uint64_t bits)
 {
-    uint64_t entries[EDM_CMD_PAGES], there = 0;
+    uint64_t entries[EDM_CMD_PAGES], with = 0;
     long got = sys_call4(SYS_pread64, l->pagemap_fd, (long)entries, (long)(n * 8ul),
                          (long)((addr >> EDM_PAGE_SHIFT) * 8));
     if (got < 0)
         return 0;
     for (uint32_t i = 0; i < (uint32_t)got / 8; i++)
-        if (entries[i] & (EDM_PM_PRESENT | EDM_PM_SWAPPED))
-            there |= 1ull << i;
-    return there;
+        if (entries[i] & bits)
+            with |= 1ull << i;
+    return with;
+}
+
+/* … that are there: present or swapped out by the kernel. */
+static uint64_t pages_there(const struct lpet *l, uint64_t addr, uint32_t n)
+{
+    return pages_with(l, addr, n, EDM_PM_PRESENT | EDM_PM_SWAPPED);
 }
 
 /* ------------------------------------------------------------------ staging */
@@ -230,31 +236,24 @@ static void cmd_move(struct lpet *l, struct edm_cmd *cmd, uint32_t slot, uint64_
  */
 static void cmd_copy(struct lpet *l, struct edm_cmd *cmd, uint32_t slot, uint64_t addr, uint32_t n)
 {
-    uint64_t moved = 0, zero = 0, busy = 0, gone = 0, failed = 0;
+    uint64_t moved = 0, zero = 0, gone = 0;
     for (uint32_t i = 0; i < n; i++) {
         void *to = ring_page(l, slot + i);
         uint64_t at = addr + i * EDM_PAGE_SIZE, bit = 1ull << i;
         long got = sys_call4(SYS_pread64, l->mem_fd, (long)to, EDM_PAGE_SIZE, (long)at);
-        if (got == (long)EDM_PAGE_SIZE) {
-            if (page_is_zero(to))
-                zero |= bit;
-            else
-                moved |= bit;
-        } else if (!pages_there(l, at, 1)) {
+        /* One that is not protected has come here since: its contents are still being changed.
+         * Page by page: the kernel repeats the REMOVE event of a range whose mapping is split
+         * meanwhile, which would look like the program's own discard (KERNEL.md 7); and the next
+         * page must not wait, copied, for that event to be read. */
+        if (got == (long)EDM_PAGE_SIZE && pages_with(l, at, 1, EDM_PM_UFFD_WP) &&
+            !sys_is_error(sys_madvise(at, EDM_PAGE_SIZE, MADV_DONTNEED)))
+            *(page_is_zero(to) ? &zero : &moved) |= bit;
+        else if (!pages_there(l, at, 1))
             gone |= bit;
-        } else {
-            busy |= bit;
-        }
     }
-    /* Page by page: the kernel repeats the REMOVE event of a range whose mapping is split
-     * meanwhile, which would look like the program's own discard (KERNEL.md 7). */
-    for (uint32_t i = 0; i < n; i++)
-        if ((moved | zero) >> i & 1 &&
-            sys_is_error(sys_madvise(addr + i * EDM_PAGE_SIZE, EDM_PAGE_SIZE, MADV_DONTNEED)))
-            failed |= 1ull << i;
-    cmd->moved = moved & ~failed;
-    cmd->zero = zero & ~failed;
-    cmd->busy = busy | failed;
+    cmd->moved = moved;
+    cmd->zero = zero;
+    cmd->busy = mask_of(0, n) & ~(moved | zero | gone);
     cmd->gone = gone;
     cmd->refused = 0;
 }

@@ -66,6 +66,7 @@ struct uffdio_move {
 /* ---- bits of a /proc/PID/pagemap entry ---- */
 #define EDM_PM_PRESENT (1ull << 63)
 #define EDM_PM_SWAPPED (1ull << 62)
+#define EDM_PM_UFFD_WP (1ull << 57) /* write-protected; Linux 5.14 */
 
 /* ---- PAGEMAP_SCAN on /proc/PID/pagemap, Linux 6.7 ---- */
 #ifndef PAGEMAP_SCAN
