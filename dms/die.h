@@ -19,7 +19,7 @@ enum die_point {
     DIE_REMAP_COPIED,   /* … is copied, but for its state */
     DIE_REMAP_BOTH,     /* … is at both addresses */
     DIE_REMAP_MOVED,    /* … is moved, step not ended */
-    DIE_REMAP_REGISTER, /* all entries moved, the new range not registered */
+    DIE_REMAP_REGISTER, /* the new range is registered, nothing applied */
     DIE_FORGET,         /* a page's new state is written, its handle not dropped */
     DIE_FORK_BEGIN,     /* FORK: nothing of the child is made */
     DIE_FORK_TABLE,     /* … the child's table is complete, nobody knows of it */

@@ -17,6 +17,7 @@
 #define MSGS 64
 #define DRAIN_SLICE 32
 #define ZERO_PAGES 32
+#define STARVED_NS 5000000u
 #define WAIT_LIMIT_NS                                                                              \
     1000000000ull /* without any progress: then a fault no longer waits for room */
 
@@ -382,8 +383,10 @@ static void waiters_retry(struct instance *in)
     size_t n = in->nwaiters;
     struct waiter local[MSGS], *old = local;
     in->kick = false;
-    if (n == 0)
+    if (n == 0) {
+        set_starved(in, in->arrived_tries > ARRIVED_STARVED);
         return;
+    }
     if (n > MSGS && !(old = malloc(n * sizeof(*old))))
         return;
     memcpy(old, in->waiters, n * sizeof(*old));
@@ -397,7 +400,8 @@ static void waiters_retry(struct instance *in)
         in->again_since_ns = 0;
     else if (!in->again_since_ns)
         in->again_since_ns = now_ns();
-    set_starved(in, (in->again && now_ns() - in->again_since_ns > 5000000) ||
+    set_starved(in, (in->again && now_ns() - in->again_since_ns > STARVED_NS) ||
+                        (in->put_off_ns && now_ns() - in->put_off_ns > STARVED_NS) ||
                         in->arrived_tries > ARRIVED_STARVED);
 }
 
@@ -405,8 +409,6 @@ static void waiters_retry(struct instance *in)
 
 static int msgs_handle(struct instance *in)
 {
-    if (in->chan)
-        in->cmd_limit = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE);
     ghost_expire(in);
     int n = events_read(in);
     uint64_t now = n ? now_ns() : 0;
@@ -426,10 +428,12 @@ static int msgs_handle(struct instance *in)
 
 void dm_handler_step(struct instance *in)
 {
-    evict_complete(in);
+    evict_complete(in, false);
     limbo_collect(in);
     for (int i = 0; i < 8 && msgs_handle(in) == IMAGE_MSGS; i++)
         ;
+    if (in->put_off_ns)
+        evict_complete(in, false);
     fetch_settle(in);
     if (in->kick || in->again)
         waiters_retry(in);
@@ -446,6 +450,8 @@ static int next_timeout_us(const struct instance *in)
 {
     if (in->again)
         return now_ns() - in->again_since_ns < 1000000 ? 50 : 1000;
+    if (in->put_off_ns)
+        return now_ns() - in->put_off_ns < 1000000 ? 50 : 1000;
     if (in->arrived)
         return in->arrived_tries < 10 * ARRIVED_STARVED ? 50 : 1000;
     if (!handlers_spare(in) && limbo_is_due(in))

@@ -147,17 +147,29 @@ static void event_remove(struct instance *in, uint64_t start, uint64_t end)
     for_chunks(in, start, end, false, chunk_remove);
 }
 
+/*
+ * A raw system call has unmapped or moved a part of the arena, and the next one may move a part of
+ * a leased chunk to where a late command takes it: until the event is read and applied the kernel
+ * would serve zeros in its place.
+ */
+static void raw_call_seen(struct instance *in)
+{
+    in->tampered = true;
+    in->img->tampered = 1;
+    if (in->chan)
+        __atomic_store_n(&in->chan->tampered, 1, __ATOMIC_RELEASE);
+    for (uint32_t n = 0; n < in->spt.nchunks; n++)
+        if (in->spt.chunks[n].leased && !lease_break(in, &in->spt.chunks[n], false))
+            in->spt.chunks[n].unevictable = 1;
+}
+
 static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
 {
     in->stats->unmaps++;
     if (in->chan)
         evict_cancel(in, start, end);
-    if (in_arena(in, start) && !op_note_covers(in, start, end)) {
-        in->tampered = true;
-        in->img->tampered = 1;
-        if (in->chan)
-            __atomic_store_n(&in->chan->tampered, 1, __ATOMIC_RELEASE);
-    }
+    if (in_arena(in, start) && !in->tampered && !op_note_covers(in, start, end))
+        raw_call_seen(in);
     /* outside of the arena an unmapped page is like one never seen; tables for ranges that huge
      * would cost more than registering a hole does harm */
     bool make = in_arena(in, start) && end - start <= UNMAP_MAKE_MAX;
@@ -211,10 +223,12 @@ static void command_orphan(struct instance *in, struct chunk *c, uint32_t i)
 /* A late command may have taken the page that leaves its address: it is asked for where it goes. */
 static void target_follow(struct instance *in, uint32_t from, uint32_t to)
 {
+    const struct page *q = spt_page(&in->spt, to);
+    uint32_t own = q->state == PAGE_EVICTING ? q->link.next : SPT_NONE;
     for (uint32_t n = in->cmd_seen; in->nat && n != in->cmd_head; n++) {
         struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
         for (uint32_t i = 0; i < t->npages; i++)
-            if (t->at[i] == from)
+            if (t->at[i] == from && n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i != own)
                 t->at[i] = to;
     }
 }
@@ -242,13 +256,13 @@ static void page_move(struct instance *in, struct chunk *from, uint32_t i, struc
     q->flags = (uint8_t)(moving.flags & ~(PF_FETCHING | PF_LISTED | PF_DISCARD));
     image_order();
     die_at(DIE_REMAP_COPIED);
-    if (moving.state == PAGE_RESIDENT) {
+    if (moving.state == PAGE_RESIDENT)
         page_make_resident(in, to, id, false);
-        if (!spt_is_ghost(to)) /* nobody can see whether a ghost is there */
-            target_follow(in, spt_id(from, i), id);
-    } else {
+    else
         spt_set(to, q, moving.state);
-    }
+    /* nobody can see whether a ghost is there */
+    if ((moving.state == PAGE_RESIDENT || moving.state == PAGE_EVICTING) && !spt_is_ghost(to))
+        target_follow(in, spt_id(from, i), id);
     if (moving.state == PAGE_LIMBO)
         in->limbo.owner[q->link.next] = id;
     image_order();
@@ -282,7 +296,14 @@ static void page_move_once(struct instance *in, struct chunk *from, uint32_t i, 
     step_end(in, step);
 }
 
-/* What arrived from leased chunks was counted by the chunk: see what is there. */
+static bool page_may_be_taken(const struct instance *in, uint32_t id)
+{
+    uint32_t tag = evict_target_tag(in, id);
+    return tag != SPT_NONE && in->tracks[tag / EDM_CMD_PAGES].kind == EDM_CMD_MOVE;
+}
+
+/* What arrived from leased chunks was counted by the chunk: see what is there, or may have been
+ * until a late command took it. */
 static void remap_rescan(struct instance *in, uint64_t start, uint64_t end)
 {
     while (start < end) {
@@ -293,7 +314,8 @@ static void remap_rescan(struct instance *in, uint64_t start, uint64_t end)
         uint32_t n = (uint32_t)((stop - start) >> EDM_PAGE_SHIFT), first = spt_index(start);
         if (c && !c->leased && uffd_present(in->pagemap_fd, start, n, bits) == 0)
             for (uint32_t i = 0; i < n; i++)
-                if (bits[i / 64] >> (i % 64) & 1 && c->pages[first + i].state == PAGE_NEW)
+                if (c->pages[first + i].state == PAGE_NEW &&
+                    (bits[i / 64] >> (i % 64) & 1 || page_may_be_taken(in, spt_id(c, first + i))))
                     page_make_resident(in, c, spt_id(c, first + i), false);
         start = stop;
     }
@@ -306,6 +328,13 @@ static uint64_t remap_skip(struct instance *in, uint64_t from, uint64_t to)
         return 0;
     uint64_t a = EDM_CHUNK_SIZE - from % EDM_CHUNK_SIZE, b = EDM_CHUNK_SIZE - to % EDM_CHUNK_SIZE;
     return a < b ? a : b;
+}
+
+/* Its UNMAP has been applied. */
+static bool page_is_unmapped(const struct page *p)
+{
+    return p->state == PAGE_FOREIGN ||
+           (p->state == PAGE_EVICTING && p->flags & PF_DISCARD && p->version == PAGE_FOREIGN);
 }
 
 /*
@@ -329,7 +358,7 @@ static struct chunk *remap_source(struct instance *in, uint64_t addr, uint64_t t
 {
     bool ghost = ghost_is_meant(in, addr, to);
     struct chunk *c = spt_chunk(&in->spt, ghost ? addr | SPT_GHOST : addr, false);
-    *leased |= ghost || (c && c->leased);
+    *leased |= ghost || (c && (c->leased || c->broken_ns)); /* also if broken since it left */
     return c;
 }
 
@@ -355,7 +384,7 @@ static bool remap_pages(struct instance *in, uint64_t from, uint64_t to, uint64_
         if (t->leased && !lease_break(in, t, false))
             t->unevictable = 1;
         if (!step_is_begun(in, step + 1)) { /* else it is the page that comes already */
-            if (t->pages[j].state != PAGE_FOREIGN && !remap_displace(in, t, j, step))
+            if (!page_is_unmapped(&t->pages[j]) && !remap_displace(in, t, j, step))
                 return false;
             command_orphan(in, t, j);
         }
@@ -396,10 +425,6 @@ static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_
     }
     if (!remap_pages(in, from, to, len, &leased))
         edm_error("pid %d: out of memory for page tables", in->pid);
-    die_at(DIE_REMAP_REGISTER);
-    int err = uffd_register(in->uffd, to, len, UFFD_MISSING | UFFD_WP);
-    if (err && err != -ENOENT && err != -EINVAL && err != -ESRCH)
-        edm_debug("pid %d: registering moved memory: %s", in->pid, strerror(-err));
     if (leased && in->pagemap_fd >= 0)
         remap_rescan(in, to, to + len);
     remap_grown(in, to, len);
@@ -464,7 +489,6 @@ int events_read(struct instance *in)
     img->forks[0].server = img->forks[1].server = 0;
     image_order();
     img->next = 0;
-    img->cmd_limit = in->cmd_limit;
     if (in->chan)
         __atomic_store_n(&in->chan->batch, in->chan->batch | 1, __ATOMIC_SEQ_CST);
     int n = uffd_read(in->uffd, img->msgs, IMAGE_MSGS);
@@ -474,8 +498,28 @@ int events_read(struct instance *in)
     return n;
 }
 
+/*
+ * Before anything else: what came from a leased chunk may be taken by a late command, and until it
+ * is in MISSING mode the kernel serves zeros in its place. The thread runs on since the event was
+ * read.
+ */
+static void remaps_register(struct instance *in, uint32_t n)
+{
+    for (uint32_t i = in->img->next; i < n; i++) {
+        const struct uffd_msg *m = &in->img->msgs[i];
+        if (m->event != UFFD_EVENT_REMAP)
+            continue;
+        int err =
+            uffd_register(in->uffd, m->arg.remap.to, m->arg.remap.len, UFFD_MISSING | UFFD_WP);
+        if (err && err != -ENOENT && err != -EINVAL && err != -ESRCH)
+            edm_debug("pid %d: registering moved memory: %s", in->pid, strerror(-err));
+        die_at(DIE_REMAP_REGISTER);
+    }
+}
+
 void events_apply(struct instance *in, uint32_t n)
 {
+    remaps_register(in, n);
     in->in_batch = true;
     while (in->img->next < n)
         event_next(in, in->img->next);

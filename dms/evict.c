@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define BUSY_RETRY_NS 20000000ull /* when nothing could be taken, look again after this */
+#define PUT_OFF_NS 200000000ull   /* so long, at most, an outcome waits for events to be read */
 #define TAG(slot, i) ((slot)*EDM_CMD_PAGES + (i))
 
 static uint64_t load64(const uint64_t *p)
@@ -21,17 +22,22 @@ static uint64_t load64(const uint64_t *p)
 
 /* ---- victims ---- */
 
-bool evict_targets(const struct instance *in, uint32_t id)
+uint32_t evict_target_tag(const struct instance *in, uint32_t id)
 {
     if (!in->nat)
-        return false;
+        return SPT_NONE;
     for (uint32_t n = in->cmd_seen; n != in->cmd_head; n++) {
         const struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
         for (uint32_t i = 0; i < t->npages; i++)
             if (t->at[i] == id)
-                return true;
+                return TAG(n % EDM_CHAN_CMDS, i);
     }
-    return false;
+    return SPT_NONE;
+}
+
+bool evict_targets(const struct instance *in, uint32_t id)
+{
+    return evict_target_tag(in, id) != SPT_NONE;
 }
 
 static bool page_is_held(const struct instance *in, uint32_t id)
@@ -258,29 +264,6 @@ static bool is_present(const struct instance *in, uint64_t addr)
     return uffd_present(in->pagemap_fd, addr, 1, &bits) == 0 && bits & 1;
 }
 
-/*
- * The page that is at the command's address now, when REMAP took the one away that the command was
- * for, or brought another one (KERNEL.md 4). Returns true when the ring page holds its contents.
- */
-static bool outcome_at(struct instance *in, uint32_t id, uint32_t tag, bool moved)
-{
-    struct page *p = spt_page(&in->spt, id);
-    struct chunk *c = spt_chunk_of(&in->spt, id);
-    if (p->state == PAGE_EVICTING && p->link.next != tag)
-        return false;
-    if (p->state == PAGE_EVICTING) { /* nothing was served here meanwhile */
-        enum page_state then = p->version;
-        p->flags &= (uint8_t)~PF_DISCARD;
-        spt_set(c, p, PAGE_NEW);
-        page_forget(in, c, id, then);
-        return false;
-    }
-    if (!moved || p->state != PAGE_RESIDENT || is_present(in, spt_addr(&in->spt, id)))
-        return false;
-    page_unlist(in, id); /* a late command took the page that had just come here */
-    return true;
-}
-
 /* The page had been moved away before the LPET came. */
 static void outcome_stayed(struct instance *in, uint32_t id)
 {
@@ -299,39 +282,128 @@ static void outcome_stayed(struct instance *in, uint32_t id)
 /* The bits of a command's result, each page in one mask only, whatever the instance wrote. */
 struct outcome {
     uint64_t moved, zero, gone, refused;
+    uint64_t id_there, at_there; /* of a page that has an `at`: which of the two are present */
 };
 
-static void outcome_page(struct instance *in, struct track *t, uint32_t i, const struct outcome *o)
+/* True when there is a choice between two pages. */
+static bool outcome_look(const struct instance *in, const struct track *t, struct outcome *o)
 {
-    uint32_t id = t->id[i], ring = t->slot + i;
-    uint64_t bit = 1ull << i;
-    bool left = (o->moved | o->zero | o->gone) & bit;
-    in->budget.evicting--;
-    in->nat -= t->at[i] != SPT_NONE; /* evict_restore counts those that were looked at, too */
-    if (in->limbo.owner[ring] != RING_PENDING)
-        return; /* a server that died had come as far as this */
-    in->limbo.owner[ring] = RING_FREE;
-    if (in->nfollowers)
-        fork_follow(in, TAG((uint32_t)(t - in->tracks), i), left,
-                    o->moved & bit ? in->limbo.data + (size_t)ring * EDM_PAGE_SIZE : NULL);
-    if (t->at[i] != SPT_NONE &&
-        outcome_at(in, t->at[i], TAG((uint32_t)(t - in->tracks), i), o->moved & bit)) {
-        outcome_limbo(in, t->at[i], ring);
-        if (id != SPT_NONE)
-            outcome_stayed(in, id);
-        return;
+    bool any = false;
+    for (uint32_t i = 0; i < t->npages && in->nat; i++) {
+        uint32_t id = t->id[i], at = t->at[i];
+        if (at == SPT_NONE)
+            continue;
+        any = true;
+        o->at_there |= (uint64_t)is_present(in, spt_addr(&in->spt, at)) << i;
+        o->id_there |= (uint64_t)(id != SPT_NONE && is_present(in, spt_addr(&in->spt, id))) << i;
     }
-    if (id == SPT_NONE)
-        return;
+    return any;
+}
+
+static bool page_awaits(const struct page *p, uint32_t tag)
+{
+    return p->state == PAGE_EVICTING && p->link.next == tag;
+}
+
+static bool command_took(const struct instance *in, uint32_t tag)
+{
+    const struct edm_cmd *cmd = &in->chan->cmds[tag / EDM_CMD_PAGES];
+    return (load64(&cmd->moved) | load64(&cmd->zero)) >> tag % EDM_CMD_PAGES & 1;
+}
+
+/*
+ * Was it late, and took the page that REMAP had brought to its address, not the one that it was for
+ * (KERNEL.md 4)? The page that is missing where the table has it is the one that was taken.
+ */
+static bool outcome_is_late(const struct instance *in, const struct track *t, uint32_t i,
+                            uint32_t tag, const struct outcome *o)
+{
+    uint32_t id = t->id[i], at = t->at[i];
+    uint64_t bit = 1ull << i;
+    uint64_t took = o->moved | (t->kind == EDM_CMD_COPY ? o->zero : 0);
+    if (at == SPT_NONE || !(took & bit) || o->at_there & bit)
+        return false;
+    const struct page *p = id == SPT_NONE ? NULL : spt_page(&in->spt, id);
+    if (p && page_awaits(p, tag) && !(p->flags & PF_DISCARD) && !(o->id_there & bit))
+        return false;
+    p = spt_page(&in->spt, at);
+    if (p->state == PAGE_EVICTING && !(p->flags & PF_DISCARD)) /* it was to leave elsewhere, too */
+        return tag_is_own(p->link.next) && (p->link.next == tag || !command_took(in, p->link.next));
+    return p->state == PAGE_RESIDENT;
+}
+
+/* The page that is at the command's address now. */
+static void outcome_at(struct instance *in, const struct track *t, uint32_t i, uint32_t tag,
+                       bool late, bool there)
+{
+    uint32_t id = t->at[i];
     struct page *p = spt_page(&in->spt, id);
     struct chunk *c = spt_chunk_of(&in->spt, id);
-    if (p->state != PAGE_EVICTING)
-        return; /* as above */
-    if (t->at[i] != SPT_NONE && is_present(in, spt_addr(&in->spt, id))) {
-        outcome_stayed(in, id);
+    if (late && t->kind == EDM_CMD_COPY && p->state == PAGE_RESIDENT) {
+        /* not protected, so not copied: it came while the LPET waited in MADV_DONTNEED */
+        edm_error(
+            "pid %d: page %#lx is lost (moved by a raw mremap to where a page was being copied "
+            "out): whoever touches it gets SIGBUS",
+            in->pid, (unsigned long)spt_addr(&in->spt, id));
+        in->stats->poisoned++;
+        page_forget(in, c, id, PAGE_POISONED);
         return;
     }
-    bool discard = p->flags & PF_DISCARD;
+    if (late) {
+        if (p->state == PAGE_RESIDENT)
+            page_unlist(in, id);
+        outcome_limbo(in, id, t->slot + i);
+        return;
+    }
+    bool discard = p->flags & PF_DISCARD; /* nothing was served here meanwhile */
+    if (!page_awaits(p, tag) || (!discard && id == t->id[i]))
+        return;
+    enum page_state then = discard ? p->version : PAGE_NEW;
+    p->flags &= (uint8_t)~PF_DISCARD;
+    spt_set(c, p, PAGE_NEW);
+    if (there && !discard)
+        page_make_resident(in, c, id, false);
+    else
+        page_forget(in, c, id, then);
+}
+
+/*
+ * Nothing was left where the command came, nor is the page where it went: it was there that a late
+ * command took it. That one's outcome tells.
+ */
+static bool outcome_pass_on(struct instance *in, uint32_t id, uint32_t tag)
+{
+    uint32_t other = evict_target_tag(in, id);
+    if (other == SPT_NONE || other / EDM_CMD_PAGES == tag / EDM_CMD_PAGES)
+        return false;
+    spt_page(&in->spt, id)->link.next = other;
+    fork_follow_other(in, tag, other);
+    return true;
+}
+
+static void outcome_followers(struct instance *in, const struct track *t, uint32_t i, uint32_t tag,
+                              const struct outcome *o, bool late)
+{
+    uint64_t bit = 1ull << i;
+    bool left = (o->moved | o->zero | o->gone) & bit;
+    const void *contents =
+        o->moved & bit ? in->limbo.data + (size_t)(t->slot + i) * EDM_PAGE_SIZE : NULL;
+    const struct page *p = late ? spt_page(&in->spt, t->at[i]) : NULL;
+    if (p && p->state == PAGE_EVICTING && p->link.next != tag)
+        fork_follow(in, p->link.next, false, true, contents);
+    fork_follow(in, tag, true, late, late ? contents : NULL);
+    fork_follow(in, tag, false, left && !late && !(o->id_there & bit), contents);
+}
+
+/* The page that the command was for, and that it has taken, or could not take. */
+static void outcome_id(struct instance *in, const struct track *t, uint32_t i,
+                       const struct outcome *o)
+{
+    uint32_t id = t->id[i];
+    struct page *p = spt_page(&in->spt, id);
+    struct chunk *c = spt_chunk_of(&in->spt, id);
+    uint64_t bit = 1ull << i;
+    bool left = (o->moved | o->zero | o->gone) & bit, discard = p->flags & PF_DISCARD;
     enum page_state then = discard ? p->version : PAGE_NEW;
     /* KERNEL.md 7: one REMOVE is the LPET's own, one more is the program's */
     if (t->kind == EDM_CMD_COPY && p->removes >= (left ? 2 : 1))
@@ -352,7 +424,34 @@ static void outcome_page(struct instance *in, struct track *t, uint32_t i, const
     }
     in->busy_streak = 0;
     in->stats->evicted++;
-    outcome_limbo(in, id, ring);
+    outcome_limbo(in, id, t->slot + i);
+}
+
+static void outcome_page(struct instance *in, struct track *t, uint32_t i, const struct outcome *o)
+{
+    uint32_t id = t->id[i], at = t->at[i], ring = t->slot + i;
+    uint32_t tag = TAG((uint32_t)(t - in->tracks), i);
+    uint64_t bit = 1ull << i;
+    bool awaits = id != SPT_NONE && page_awaits(spt_page(&in->spt, id), tag);
+    in->budget.evicting--;
+    in->nat -= at != SPT_NONE;
+    if (in->limbo.owner[ring] != RING_PENDING) { /* a server that died had come as far as this */
+        if (awaits && in->limbo.owner[ring] != id)
+            outcome_stayed(in, id);
+        return;
+    }
+    in->limbo.owner[ring] = RING_FREE;
+    bool late = outcome_is_late(in, t, i, tag, o);
+    if (in->nfollowers)
+        outcome_followers(in, t, i, tag, o, late);
+    if (at != SPT_NONE)
+        outcome_at(in, t, i, tag, late, o->at_there & bit);
+    if (id == SPT_NONE || !page_awaits(spt_page(&in->spt, id), tag))
+        return; /* as above */
+    if (late || o->id_there & bit)
+        outcome_stayed(in, id);
+    else if (at == SPT_NONE || (o->moved | o->zero) & bit || !outcome_pass_on(in, id, tag))
+        outcome_id(in, t, i, o);
 }
 
 static void command_over(struct instance *in, struct track *t)
@@ -364,7 +463,23 @@ static void command_over(struct instance *in, struct track *t)
     t->npages = 0;
 }
 
-static void complete_one(struct instance *in)
+/*
+ * An event is queued after its call has changed the mappings: only when none is under way does the
+ * table say what was where (KERNEL.md 38). A program whose threads make such calls all the time is
+ * not waited for longer than PUT_OFF_NS.
+ */
+static bool may_judge(struct instance *in)
+{
+    if (!events_wait(in))
+        return true;
+    uint64_t now = now_ns();
+    if (!in->put_off_ns)
+        in->put_off_ns = now;
+    return now - in->put_off_ns > PUT_OFF_NS;
+}
+
+/* False: put off. */
+static bool complete_one(struct instance *in, bool force)
 {
     uint32_t slot = in->cmd_seen % EDM_CHAN_CMDS;
     const struct edm_cmd *cmd = &in->chan->cmds[slot];
@@ -373,6 +488,8 @@ static void complete_one(struct instance *in)
     o.zero &= ~o.moved;
     o.gone = load64(&cmd->gone) & ~(o.moved | o.zero);
     o.refused = load64(&cmd->refused) & ~(o.moved | o.zero | o.gone);
+    if (outcome_look(in, t, &o) && !force && !may_judge(in))
+        return false; /* what was seen may be due to a call that has begun since */
     die_at(DIE_COMPLETE_BEGIN);
     for (uint32_t i = 0; i < t->npages; i++) {
         outcome_page(in, t, i, &o);
@@ -380,27 +497,30 @@ static void complete_one(struct instance *in)
     }
     die_at(DIE_COMPLETE_SEEN);
     command_over(in, t);
+    return true;
 }
 
-bool evict_complete(struct instance *in)
+bool evict_complete(struct instance *in, bool force)
 {
-    if (!in->chan)
+    if (!in->chan || in->in_batch)
         return false;
-    uint32_t tail = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE);
-    if (in->in_batch) /* the REMOVE of a later one may be in the batch, not applied yet */
-        tail = in->cmd_limit;
+    uint32_t tail = __atomic_load_n(&in->chan->cmd_tail, __ATOMIC_ACQUIRE), before = in->cmd_seen;
     if (tail - in->cmd_seen > in->cmd_head - in->cmd_seen)
         tail = in->cmd_seen; /* nonsense from the instance: it harms itself only */
-    bool any = in->cmd_seen != tail;
-    while (in->cmd_seen != tail)
-        complete_one(in);
+    if (in->cmd_seen == tail || (!force && !may_judge(in)))
+        return false;
+    ghost_expire(in);
+    while (in->cmd_seen != tail && complete_one(in, force))
+        ;
     assert(in->cmd_seen != in->cmd_head || (!in->nat && !in->budget.evicting));
-    if (any) {
-        limbo_release(&in->limbo);
-        in->progress_ns = now_ns();
-        in->kick = true;
-    }
-    return any;
+    if (in->cmd_seen == tail)
+        in->put_off_ns = 0;
+    if (in->cmd_seen == before)
+        return false;
+    limbo_release(&in->limbo);
+    in->progress_ns = now_ns();
+    in->kick = true;
+    return true;
 }
 
 bool evict_cancel(struct instance *in, uint64_t start, uint64_t end)
@@ -427,9 +547,10 @@ bool evict_cancel(struct instance *in, uint64_t start, uint64_t end)
 /* As busy, when it is still there; a page that was half way out is lost with its LPET. */
 static void abandon_page(struct instance *in, struct track *t, uint32_t i)
 {
-    const struct outcome none = {0, 0, 0, 0};
+    struct outcome none = {0};
     uint32_t id = t->id[i];
     bool lost = id != SPT_NONE && !is_present(in, spt_addr(&in->spt, id));
+    outcome_look(in, t, &none);
     outcome_page(in, t, i, &none);
     if (lost && spt_page(&in->spt, id)->state == PAGE_RESIDENT)
         page_forget(in, spt_chunk_of(&in->spt, id), id, PAGE_POISONED);
@@ -437,7 +558,7 @@ static void abandon_page(struct instance *in, struct track *t, uint32_t i)
 
 void evict_abandon(struct instance *in)
 {
-    evict_complete(in);
+    evict_complete(in, true);
     while (in->cmd_seen != in->cmd_head) {
         struct track *t = &in->tracks[in->cmd_seen % EDM_CHAN_CMDS];
         for (uint32_t i = 0; i < t->npages; i++)

@@ -16,7 +16,7 @@
 
 /* A child's page while its parent's is on the way out. */
 void fork_page_follow(struct instance *parent, struct instance *child, struct chunk *c, uint32_t id,
-                      uint32_t tag)
+                      uint32_t tag, bool at)
 {
     struct follower *more =
         realloc(parent->followers, (parent->nfollowers + 1) * sizeof(*parent->followers));
@@ -26,24 +26,24 @@ void fork_page_follow(struct instance *parent, struct instance *child, struct ch
         return;
     }
     parent->followers = more;
-    parent->followers[parent->nfollowers++] = (struct follower){instance_get(child), id, tag};
-    spt_page(&child->spt, id)->link.next = tag + TAG_PARENT;
+    parent->followers[parent->nfollowers++] = (struct follower){instance_get(child), id, tag, at};
+    spt_page(&child->spt, id)->link = (struct link){.prev = at, .next = tag + TAG_PARENT};
     spt_set(c, spt_page(&child->spt, id), PAGE_EVICTING);
 }
 
-static bool follows(const struct page *p, uint32_t tag)
+static bool follows(const struct page *p, uint32_t tag, bool at)
 {
-    return p->state == PAGE_EVICTING && p->link.next == tag;
+    return p->state == PAGE_EVICTING && p->link.next == tag && p->link.prev == at;
 }
 
 /* The child's page with that tag: what was page id when it was made may have moved; SPT_NONE: gone.
  */
-static uint32_t follow_find(const struct instance *child, uint32_t id, uint32_t tag)
+static uint32_t follow_find(const struct instance *child, uint32_t id, uint32_t tag, bool at)
 {
-    if (follows(spt_page(&child->spt, id), tag))
+    if (follows(spt_page(&child->spt, id), tag, at))
         return id;
     for (id = 0; id < child->spt.nchunks * EDM_CHUNK_PAGES; id++)
-        if (follows(spt_page(&child->spt, id), tag))
+        if (follows(spt_page(&child->spt, id), tag, at))
             return id;
     return SPT_NONE;
 }
@@ -74,18 +74,36 @@ static void follow_settle(struct instance *child, uint32_t id, bool left, const 
     child->kick = true;
 }
 
-void fork_follow(struct instance *parent, uint32_t tag, bool left, const void *contents)
+void fork_follow_other(struct instance *parent, uint32_t tag, uint32_t other)
+{
+    for (size_t i = 0; i < parent->nfollowers; i++) {
+        struct follower *f = &parent->followers[i];
+        if (f->tag != tag || f->at)
+            continue;
+        f->tag = other;
+        f->at = true;
+        pthread_mutex_lock(&f->child->lock);
+        fork_follow_other(f->child, tag + TAG_PARENT, other + TAG_PARENT);
+        uint32_t id = follow_find(f->child, f->id, tag + TAG_PARENT, false);
+        if (id != SPT_NONE)
+            spt_page(&f->child->spt, id)->link =
+                (struct link){.prev = true, .next = other + TAG_PARENT};
+        pthread_mutex_unlock(&f->child->lock);
+    }
+}
+
+void fork_follow(struct instance *parent, uint32_t tag, bool at, bool left, const void *contents)
 {
     for (size_t i = 0; i < parent->nfollowers;) {
         struct follower f = parent->followers[i];
-        if (f.tag != tag) {
+        if (f.tag != tag || f.at != at) {
             i++;
             continue;
         }
         parent->followers[i] = parent->followers[--parent->nfollowers];
         pthread_mutex_lock(&f.child->lock);
-        fork_follow(f.child, tag + TAG_PARENT, left, contents); /* those whose parent it is */
-        uint32_t id = follow_find(f.child, f.id, tag + TAG_PARENT);
+        fork_follow(f.child, tag + TAG_PARENT, at, left, contents); /* those whose parent it is */
+        uint32_t id = follow_find(f.child, f.id, tag + TAG_PARENT, at);
         if (id != SPT_NONE)
             follow_settle(f.child, id, left, contents);
         pthread_mutex_unlock(&f.child->lock);
@@ -109,8 +127,9 @@ static bool command_waits(const struct instance *in, uint32_t tag)
  * command it has not begun have not left; those whose command is done but not looked at have.
  */
 static void page_inherit(struct instance *parent, struct instance *child, struct chunk *c,
-                         const struct page *from, uint32_t i, bool paused)
+                         const struct chunk *of, uint32_t i, bool paused)
 {
+    const struct page *from = &of->pages[i];
     struct page *p = &c->pages[i];
     uint32_t id = spt_id(c, i);
     p->flags = from->flags & (PF_WIPE | PF_NOFORK | PF_HOT);
@@ -125,9 +144,13 @@ static void page_inherit(struct instance *parent, struct instance *child, struct
     }
     if (from->flags & PF_WIPE)
         return;
+    uint32_t target = evict_target_tag(parent, spt_id(of, i));
     switch (from->state) {
-    case PAGE_RESIDENT:
-        page_make_resident(child, c, id, false);
+    case PAGE_RESIDENT: /* a late command may have taken it */
+        if (target == SPT_NONE || (paused && command_waits(parent, target)))
+            page_make_resident(child, c, id, false);
+        else
+            fork_page_follow(parent, child, c, id, target, true);
         break;
     case PAGE_EVICTING:
         if (from->flags & PF_DISCARD)
@@ -135,7 +158,8 @@ static void page_inherit(struct instance *parent, struct instance *child, struct
         if (paused && tag_is_own(from->link.next) && command_waits(parent, from->link.next))
             page_make_resident(child, c, id, false);
         else
-            fork_page_follow(parent, child, c, id, from->link.next);
+            fork_page_follow(parent, child, c, id, from->link.next,
+                             !tag_is_own(from->link.next) && from->link.prev);
         break;
     case PAGE_STORED:
         p->handle = from->handle;
@@ -162,7 +186,7 @@ static int chunk_inherit(struct instance *parent, struct instance *child, const 
         return -ENOMEM;
     c->unknown = from->leased | from->unknown;
     for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
-        page_inherit(parent, child, c, &from->pages[i], i, paused);
+        page_inherit(parent, child, c, from, i, paused);
         if (c->pages[i].handle)
             handles[n++] = c->pages[i].handle;
     }
@@ -203,10 +227,8 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
 {
     const struct edm_chan *chan = parent->chan;
     die_at(DIE_FORK_BEGIN);
-    evict_complete(parent);
     bool paused = chan && __atomic_load_n(&chan->fork_hold, __ATOMIC_ACQUIRE) &&
                   !__atomic_load_n(&chan->lpet_busy, __ATOMIC_ACQUIRE);
-    evict_complete(parent);
     limbo_drain_all(parent);
     struct instance *child = instance_new(&parent->set, parent->uid);
     if (!child)

@@ -51,8 +51,8 @@ void ghost_drop(struct instance *in, uint64_t addr)
         page_forget(in, c, spt_id(c, spt_index(addr)), PAGE_FOREIGN);
 }
 
-/* The kernel refuses with EAGAIN while an event of a call that has begun is not read yet. */
-static bool events_wait(const struct instance *in)
+/* The kernel refuses with EAGAIN then. */
+bool events_wait(const struct instance *in)
 {
     return uffd_protect(in->uffd, in->identity, EDM_PAGE_SIZE, false) == -EAGAIN;
 }

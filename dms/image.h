@@ -19,7 +19,7 @@
 #include <linux/userfaultfd.h>
 
 #define IMAGE_MAGIC 0x67616d69u
-#define IMAGE_LAYOUT 3u
+#define IMAGE_LAYOUT 4u
 #define IMAGE_MSGS 64
 #define IMAGE_CHUNKS (1u << 22)
 #define IMAGE_CHUNKS_OFFSET (1u << 18)
@@ -63,8 +63,7 @@ struct image {
     int32_t pin_all;
     uint32_t nchunks;
     uint32_t cmd_head, cmd_seen;
-    uint32_t cmd_limit; /* commands done before the batch was read */
-    uint32_t next;      /* first message of the batch that is not applied */
+    uint32_t next; /* first message of the batch that is not applied */
     struct image_redo redo;
     struct instance_stats stats;      /* as last shown to somebody */
     struct uffd_msg msgs[IMAGE_MSGS]; /* event 0 ends the batch */

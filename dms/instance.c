@@ -863,12 +863,13 @@ void instance_destroy(struct instance *in)
         pthread_join(in->op_thread, NULL);
     }
     pthread_mutex_lock(&in->lock);
-    evict_complete(in);
+    evict_complete(in, true);
     limbo_work(in); /* a batch that nobody has begun: its copies go with the pages */
     limbo_collect(in);
     for (uint32_t n = in->cmd_seen; n != in->cmd_head && in->nfollowers; n++)
         for (uint32_t i = 0; i < EDM_CMD_PAGES; i++)
-            fork_follow(in, n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i, false, NULL);
+            for (int at = 0; at < 2; at++)
+                fork_follow(in, n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i, at, false, NULL);
     free_pages(in);
     in->nwaiters = 0;
     pthread_mutex_unlock(&in->lock);

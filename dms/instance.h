@@ -49,7 +49,8 @@ struct held {
 
 /*
  * link.next of an EVICTING page: slot * EDM_CMD_PAGES + i is page i of a command of the instance's
- * own. With TAG_PARENT added, once for each generation, the command is an ancestor's.
+ * own. With TAG_PARENT added, once for each generation, the command is an ancestor's; link.prev is
+ * 1 if the page came to its address, 0 if it was made for the page.
  */
 #define TAG_PARENT (EDM_CHAN_CMDS * EDM_CMD_PAGES)
 
@@ -66,6 +67,7 @@ struct follower {
     struct instance *child;
     uint32_t id;  /* of the page in the child, unless it has moved */
     uint32_t tag; /* of the command, as the parent has it */
+    bool at;      /* it is the page that came to the command's address, not that it was made for */
 };
 
 /*
@@ -164,8 +166,8 @@ struct instance {
     int pin_all;   /* mlockall: nothing is evicted while > 0 */
     bool detached; /* everything is back and unregistered */
     uint32_t cmd_head, cmd_seen;
-    uint32_t cmd_limit; /* while a batch of events is applied: commands done before it was read */
-    bool in_batch;
+    bool in_batch;        /* a batch of events is being applied */
+    uint64_t put_off_ns;  /* since when done commands wait for events to be read; 0: none does */
     uint32_t busy_streak; /* pages the LPET could not take since the last that it could */
     uint64_t busy_ns;
     uint64_t progress_ns; /* last time that a command was done or a page stored */
@@ -214,13 +216,16 @@ int instance_claim(struct instance *in, pid_t pid, int pagemap_fd, int maps_fd,
                    const struct edm_staging *staging, char *err, size_t errlen);
 /* The child of a FORK event: its table starts as a copy. Called with the parent's lock. */
 struct instance *instance_from_fork(struct instance *parent, int uffd);
-/* The parent's outcome for what a child's page shared: contents, or NULL for zeros. */
-/* A child's page whose fate is that of the parent's page with that tag. With the locks of both. */
+/* A child's page whose fate is that of the parent's page with that tag: of the page that the
+ * command was made for, or of that which came to its address (`at`). With the locks of both. */
 void fork_page_follow(struct instance *parent, struct instance *child, struct chunk *c, uint32_t id,
-                      uint32_t tag);
+                      uint32_t tag, bool at);
 /* KERNEL.md 1: the instance's whole memory is in MISSING mode. */
 void fork_register_all(struct instance *in);
-void fork_follow(struct instance *parent, uint32_t tag, bool left, const void *contents);
+/* The parent's outcome for what a child's page shared: contents, or NULL for zeros. */
+void fork_follow(struct instance *parent, uint32_t tag, bool at, bool left, const void *contents);
+/* Command `other` tells what became of the page that `tag` was made for. */
+void fork_follow_other(struct instance *parent, uint32_t tag, uint32_t other);
 /* Scales budgets that are shares of memory so that all instances and the store fit. */
 void instance_rebalance(void);
 /* The rank's stores are full (or have room again): budgets give way rather than pages. */
@@ -344,7 +349,9 @@ int lease_register(struct instance *in, struct chunk *c);
 
 /* ---- evict.c ---- */
 void evict_kick(struct instance *in);
-bool evict_complete(struct instance *in);
+/* Looks at what the LPET has done, unless that must wait for events that are under way, which the
+ * caller can force; never while events are applied. Was there something? */
+bool evict_complete(struct instance *in, bool force);
 bool evict_stuck(const struct instance *in);
 /* Ends what the LPET has not begun, for pages of [start, end). True when none is left running. */
 bool evict_cancel(struct instance *in, uint64_t start, uint64_t end);
@@ -352,6 +359,8 @@ bool evict_cancel(struct instance *in, uint64_t start, uint64_t end);
 /* Is a command outstanding at this page's address that was made for another page? Nothing may be
  * served or evicted there (KERNEL.md 4). */
 bool evict_targets(const struct instance *in, uint32_t id);
+/* Its tag; SPT_NONE: there is none. */
+uint32_t evict_target_tag(const struct instance *in, uint32_t id);
 /* The LPET is gone: what it has not begun is undone, what it had half done is lost. */
 void evict_abandon(struct instance *in);
 /* Tells the LPET to end. */
@@ -388,6 +397,8 @@ struct aside *limbo_aside_new(void);
  * gives before older events, are left for the caller. How many messages, 0 when there are none.
  */
 int events_read(struct instance *in);
+/* Has a call begun of which not all events are read and answered? (ghost.c) */
+bool events_wait(const struct instance *in);
 /* Applies what is left of the first n messages of the batch. */
 void events_apply(struct instance *in, uint32_t n);
 /* Messages of the batch that a dead server had read, applied or not. */

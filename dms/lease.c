@@ -57,6 +57,8 @@ static bool lease_allowed(struct instance *in, struct chunk *c)
         return false;
     if (budget_charge(in) + EDM_CHUNK_PAGES > b->high || b->leases >= in->stats->lease_limit)
         return false;
+    if (in->tampered || in->nat) /* a late command may take what the kernel serves */
+        return false;
     if (c->broken_ns && now_ns() - c->broken_ns < AGAIN_NS)
         return false;
     if (!remove_is_over(in, c, c->last_remove_ns))

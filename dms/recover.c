@@ -103,7 +103,8 @@ static void chunk_settle(struct instance *in, struct chunk *c)
     for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
         bool there = known && bits[i / 64] >> (i % 64) & 1;
         page_clear(in, c, i, there);
-        there |= !known && c->pages[i].state == PAGE_RESIDENT;
+        /* what a late command took is not there either: its outcome will tell */
+        there |= c->pages[i].state == PAGE_RESIDENT && (!known || evict_targets(in, spt_id(c, i)));
         (there ? page_is_there : page_is_not_there)(in, c, i);
     }
 }
@@ -154,6 +155,7 @@ static struct instance *instance_load(const struct legacy *l, const struct state
 static void instance_settle(struct instance *in)
 {
     in->budget.evicting = in->budget.fetching = in->budget.leases = 0;
+    in->nat = in->chan != NULL; /* evict_restore counts */
     for (uint32_t n = 0; n < in->spt.nchunks; n++) {
         chunk_settle(in, &in->spt.chunks[n]);
         in->nghosts += spt_is_ghost(&in->spt.chunks[n]);
@@ -182,7 +184,7 @@ static void page_refollow(struct instance *parent, struct instance *child, uint3
     if (p->state != PAGE_EVICTING || page_is_leaving(child, p, id))
         return;
     if (parent)
-        fork_page_follow(parent, child, c, id, p->link.next - TAG_PARENT);
+        fork_page_follow(parent, child, c, id, p->link.next - TAG_PARENT, p->link.prev);
     else
         spt_set(c, p, PAGE_POISONED);
 }
@@ -226,7 +228,6 @@ static void instance_catch_up(struct instance *in)
 {
     uint32_t left = events_left(in), next = in->img->next;
     pthread_mutex_lock(&in->lock);
-    in->cmd_limit = in->img->cmd_limit;
     events_apply(in, left);
     if (left > next) {
         for (uint32_t n = 0; n < in->spt.nchunks; n++)

@@ -15,7 +15,7 @@
 
 /* ---- in place of the kernel, the hooks and the store ---- */
 
-static bool mapped, noted, events_wait;
+static bool mapped, noted, event_pending;
 static int maps_err;
 static unsigned unrefs;
 
@@ -29,7 +29,7 @@ int uffd_next_mapping(int maps_fd, uint64_t addr, uint64_t *start, uint64_t *end
 
 int uffd_protect(int fd, uint64_t start, uint64_t len, bool on)
 {
-    return events_wait ? -EAGAIN : -ENOENT;
+    return event_pending ? -EAGAIN : -ENOENT;
 }
 
 bool op_note_says(const struct instance *in, uint64_t start, uint64_t len, uint64_t to)
@@ -60,7 +60,7 @@ static int setup(void **state)
 {
     in = fake_instance_new();
     mapped = true;
-    noted = events_wait = false;
+    noted = event_pending = false;
     maps_err = 0;
     unrefs = 0;
     return 0;
@@ -147,11 +147,11 @@ static void expires_when_no_event_can_be_late(void **state)
 {
     haunt(ADDR, PAGE_STORED)->handle = 1;
     in->stored++;
-    events_wait = true;
+    event_pending = true;
     ghost_expire(in);
     assert_true(ghost_at(in, ADDR));
     assert_int_equal(unrefs, 0);
-    events_wait = false;
+    event_pending = false;
     ghost_expire(in);
     assert_false(ghost_at(in, ADDR));
     assert_int_equal(unrefs, 1);
