@@ -144,6 +144,8 @@ static bool in_arena(const struct instance *in, uint64_t addr)
 static void event_remove(struct instance *in, uint64_t start, uint64_t end)
 {
     in->stats->removes++;
+    if (in->chan) /* MADV_FREE leaves the pages: what is written now must not go with them */
+        evict_cancel(in, start, end);
     for_chunks(in, start, end, false, chunk_remove);
 }
 
