@@ -51,10 +51,10 @@ void ghost_drop(struct instance *in, uint64_t addr)
         page_forget(in, c, spt_id(c, spt_index(addr)), PAGE_FOREIGN);
 }
 
-/* The kernel refuses with EAGAIN then. */
+/* EAGAIN comes before the complaint about the empty range: nothing is looked up or locked. */
 bool events_wait(const struct instance *in)
 {
-    return uffd_protect(in->uffd, in->identity, EDM_PAGE_SIZE, false) == -EAGAIN;
+    return uffd_protect(in->uffd, in->identity, 0, false) == -EAGAIN;
 }
 
 void ghost_expire(struct instance *in)
