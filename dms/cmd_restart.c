@@ -49,23 +49,33 @@ static int any_alive(const struct edm_config *c)
     return any ? 0 : CMD_FAILED;
 }
 
+/* To a keeper that has something: one that ends at once, for nobody needs it, says nothing first.
+ */
 static int keeper_connect(const struct edm_config *c, const char *socket)
 {
-    char path[EDM_CONFIG_PATH_MAX + 16];
+    struct timeval limit = {5, 0};
+    char path[EDM_CONFIG_PATH_MAX + 16], offer[64];
+    ssize_t n;
+    int fd;
 
     snprintf(path, sizeof(path), "%s" EDM_KEEPER_SUFFIX, socket);
-    return connect_to(c, path);
+    fd = connect_to(c, path);
+    if (fd < 0)
+        return fd;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    n = recv(fd, offer, sizeof(offer), 0);
+    if (n > 0 || (n < 0 && errno == EAGAIN)) /* or it is busy with another */
+        return fd;
+    close(fd);
+    return -ECONNRESET;
 }
 
 /* Does an instance wait for what this keeper has? */
 static bool is_idle(int fd)
 {
-    struct timeval limit = {5, 0};
-    char offer[64], word = KEEPER_ASK;
+    char word = KEEPER_ASK;
 
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    return recv(fd, offer, sizeof(offer), 0) > 0 && send(fd, &word, 1, MSG_NOSIGNAL) == 1 &&
-           recv(fd, &word, 1, 0) == 1 && word == 1;
+    return send(fd, &word, 1, MSG_NOSIGNAL) == 1 && recv(fd, &word, 1, 0) == 1 && word == 1;
 }
 
 void restart_end_keepers(const struct edm_config *c, const struct local_rank *ranks, unsigned n)

@@ -6,6 +6,7 @@
 #include "holder.h"
 #include "homes.h"
 #include "instance.h"
+#include "job.h"
 #include "keeper.h"
 #include "peer.h"
 #include "server.h"
@@ -27,8 +28,9 @@
 
 #define EXIT_EDM 125
 #define OPTIONS_MAX 64
-#define RANK_START_LIMIT_S 60 /* MPI_Init waits for ranks that will never come */
-#define BYE_SECONDS 10.0      /* without any page going: then a rank that ends waits no longer */
+/* For MPI_Init, which waits for ranks that will never come; who waits for us all gives up first. */
+#define RANK_START_LIMIT_S (JOB_START_LIMIT_S + 10)
+#define BYE_SECONDS 10.0 /* without any page going: then a rank that ends waits no longer */
 
 struct arguments {
     const char *file, *socket;

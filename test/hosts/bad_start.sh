@@ -56,7 +56,7 @@ sed -i 's/^exit 3/exec sleep 1000/' "$fake/edm-dms"
 host_run h1 "$EDM" start "${JOB_OPTIONS[@]}" --hosts h1,h2 >three.out 2>&1 &
 start=$!
 rank_waits() {
-    net_pids "${HOST_PID[h2]}" && ps -o args= -p "$(IFS=, && echo "${PIDS[*]}")" | grep -q '^sleep 1000'
+    net_pids "${HOST_PID[h2]}" && ((${#PIDS[@]})) && ps -o args= -p "$(IFS=, && echo "${PIDS[*]}")" | grep -q '^sleep 1000'
 }
 until_true 20 rank_waits || fail "the fake rank does not run: $(cat three.out)"
 kill -TERM "$(pgrep -P "$start" -x edm || echo "$start")"
