@@ -28,11 +28,15 @@ static double now_us(void)
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
-static void serve(int uffd, uint64_t start, uint64_t source)
+static void serve(int uffd, uint64_t start, uint64_t source, size_t n, int ready)
 {
+    volatile char *pages = (char *)source;
     struct pollfd p = {.fd = uffd, .events = POLLIN};
     struct uffd_msg m;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (size_t i = 0; i < n; i++) /* in this process's page table, as a store's are */
+        (void)pages[i * PAGE];
+    (void)!write(ready, "", 1);
     while (poll(&p, 1, -1) > 0)
         while (read(uffd, &m, sizeof(m)) == (ssize_t)sizeof(m)) {
             uint64_t at = m.arg.pagefault.address & ~(uint64_t)(PAGE - 1);
@@ -60,9 +64,13 @@ int main(int argc, char **argv)
         return 1;
     }
     memset(source, 1, n * PAGE);
-    pid_t server = fork();
+    int ready[2];
+    char byte;
+    pid_t server = pipe(ready) ? -1 : fork();
     if (server == 0)
-        serve(uffd, (uintptr_t)m, (uintptr_t)source);
+        serve(uffd, (uintptr_t)m, (uintptr_t)source, n, ready[1]);
+    if (server < 0 || read(ready[0], &byte, 1) != 1)
+        return 1;
     uint64_t state = 88172645463325252u;
     double begin = now_us();
     for (size_t i = 0; i < n; i++) {
