@@ -2,7 +2,9 @@
  * Which of an instance's handlers poll its userfaultfd. A fault wakes all that do. When one thread
  * makes the faults, the handler on that thread's CPU may lead and the others be parked: on a quiet
  * machine that saves wake-ups, on a busy one the fault waits for that CPU. So both ways are timed
- * over windows of faults, and the cheaper one is used. When several threads fault, all poll.
+ * over windows of faults, and the cheaper one is used; the other is tried now and then, less often
+ * the longer it does not pay. A single window may be spoilt by anything: medians are compared. When
+ * several threads fault, all poll.
  */
 #include "instance.h"
 #include <fcntl.h>
@@ -17,7 +19,9 @@
 #define WINDOW 256    /* faults of one thread in a row */
 #define WINDOW_FEW 16 /* and these, when they take long */
 #define WINDOW_NS 2000000ull
-#define TRY_EVERY 32    /* windows after which the other way is tried */
+#define WINDOW_TRIAL 32 /* and these, of the other way */
+#define TRY_FIRST 16    /* windows after which that is tried, twice as many each time it failed, */
+#define TRY_LAST 256    /* up to these */
 #define LOOK_EVERY 1024 /* faults between two looks at the thread's CPU, */
 #define LOOK_LATE 8     /* and when they come as slowly as from another CPU */
 #define LATE_NS 30000u
@@ -27,6 +31,7 @@
 void handlers_init(struct turns *pl)
 {
     atomic_init(&pl->leader, -1);
+    pl->every = TRY_FIRST;
     pl->stat_fd = -1;
     for (int i = 0; i < HANDLERS_MAX; i++)
         pl->park_efd[i] = pl->cpu[i] = -1;
@@ -79,31 +84,62 @@ static int thread_cpu(int stat_fd)
     return s ? atoi(s + 1) : -1;
 }
 
-bool handlers_choose(const struct turns *pl)
+static uint64_t median(const struct turns_cost *c)
 {
-    const uint64_t *c = pl->cost;
-    if (!c[!pl->leading] || pl->windows % TRY_EVERY == 0)
-        return !pl->leading;
-    return c[1] + c[1] / 16 < c[0];
+    uint64_t v[TURNS_KEPT];
+    uint32_t n = c->n < TURNS_KEPT ? c->n : TURNS_KEPT;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t j = i;
+        for (; j > 0 && v[j - 1] > c->ns[i]; j--)
+            v[j] = v[j - 1];
+        v[j] = c->ns[i];
+    }
+    return n ? v[n / 2] : 0;
+}
+
+static void trial_end(struct turns *pl)
+{
+    uint64_t with = median(&pl->cost[1]), without = median(&pl->cost[0]);
+    bool before = !pl->leading;
+    pl->leading = with + with / 16 < without;
+    pl->since = 0;
+    if (pl->leading != before)
+        pl->every = TRY_FIRST;
+    else
+        pl->every = pl->every * 2 < TRY_LAST ? pl->every * 2 : TRY_LAST;
+}
+
+void handlers_measured(struct turns *pl, uint64_t ns)
+{
+    struct turns_cost *c = &pl->cost[pl->leading];
+    const struct turns_cost *other = &pl->cost[!pl->leading];
+    c->ns[c->n++ % TURNS_KEPT] = ns;
+    if (pl->trial) {
+        if (--pl->trial == 0)
+            trial_end(pl);
+        return;
+    }
+    pl->since++;
+    bool worse = pl->since >= TURNS_KEPT && median(c) > median(other) * 3 / 2;
+    if (other->n && !worse && pl->since < pl->every)
+        return;
+    pl->trial = TURNS_KEPT;
+    pl->leading = !pl->leading;
 }
 
 static void window_end(struct turns *pl, uint64_t now)
 {
-    uint64_t spent = (now - pl->window_ns) / (pl->same - pl->window_same);
-    uint64_t *cost = &pl->cost[pl->leading];
-    *cost = *cost ? (*cost * 3 + spent) / 4 : spent;
-    pl->windows++;
     bool led = pl->leading;
-    pl->leading = handlers_choose(pl);
-    if (pl->leading && !led)
-        pl->looked =
-            pl->same - LOOK_EVERY; /* from its first fault on, or it measures the other way */
+    handlers_measured(pl, (now - pl->window_ns) / (pl->same - pl->window_same));
+    if (pl->leading && !led) /* from its first fault on, or it measures the other way */
+        pl->looked = pl->same - LOOK_EVERY;
 }
 
 static void window_count(struct turns *pl, uint64_t now)
 {
     uint32_t faults = pl->same - pl->window_same;
-    bool over = faults >= WINDOW || (faults >= WINDOW_FEW && now - pl->window_ns > WINDOW_NS);
+    bool over = faults >= (pl->trial ? WINDOW_TRIAL : WINDOW) ||
+                (faults >= WINDOW_FEW && now - pl->window_ns > WINDOW_NS);
     if (pl->window_ns && !over)
         return;
     if (pl->window_ns)

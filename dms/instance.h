@@ -75,6 +75,14 @@ struct follower {
  * cost less than to wake all of them, or more, as the CPUs are free or busy: what is cheaper now is
  * found out by turns. `leader` is read without the lock.
  */
+#define TURNS_KEPT 5
+
+/* What faults cost in the last windows of one way to serve them, ns; n ever. */
+struct turns_cost {
+    uint64_t ns[TURNS_KEPT];
+    uint32_t n;
+};
+
 struct turns {
     bool placed; /* handler i is kept on cpu[i] */
     int cpu[HANDLERS_MAX], park_efd[HANDLERS_MAX];
@@ -85,10 +93,11 @@ struct turns {
     uint64_t last_ns;  /* of the last fault */
     int stat_fd;       /* its /proc/PID/task/TID/stat, -1 = not open */
     bool leading;      /* this window is with a leader */
-    uint32_t windows;  /* of faults, measured */
     uint64_t window_ns;
-    uint32_t window_same; /* `same` and time at its start */
-    uint64_t cost[2]; /* of a fault without and with a leader, ns, moving average; 0 = not known */
+    uint32_t window_same;      /* `same` and time at its start */
+    uint32_t trial;            /* windows left of a trial of the other way */
+    uint32_t since, every;     /* windows since the last trial, and from one to the next */
+    struct turns_cost cost[2]; /* without and with a leader */
 };
 
 #define RING_FREE UINT32_MAX
@@ -267,8 +276,8 @@ void instance_starve(struct instance *in, bool starved);
 /* ---- handlers.c ---- */
 void handlers_init(struct turns *pl);
 void handlers_fini(struct turns *pl);
-/* Should the next window be with a leader? A pure function of what was measured. */
-bool handlers_choose(const struct turns *pl);
+/* A window is over, in which a fault cost so many ns: decides whether the next has a leader. */
+void handlers_measured(struct turns *pl, uint64_t ns);
 /* A thread of the instance has faulted, at `now` (ns). With the lock. */
 void handlers_fault(struct instance *in, uint32_t tid, uint64_t now);
 /* Waits until handler `index` may poll. True: it is still parked, but limbo has work for it. */

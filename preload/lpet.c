@@ -52,24 +52,27 @@ static void *ring_page(const struct lpet *l, uint32_t slot)
     return (char *)l->chan + l->data_offset + (uint64_t)slot * EDM_PAGE_SIZE;
 }
 
-/* Bits of the pages of [addr, +n) whose pagemap entry has one of these bits. */
-static uint64_t pages_with(const struct lpet *l, uint64_t addr, uint32_t n, uint64_t bits)
+/* Bits of the pages of [addr, +n) whose pagemap entry has one of these bits; `unknown` when they
+ * cannot be read. */
+static uint64_t pages_with(const struct lpet *l, uint64_t addr, uint32_t n, uint64_t bits,
+                           uint64_t unknown)
 {
     uint64_t entries[EDM_CMD_PAGES], with = 0;
     long got = sys_call4(SYS_pread64, l->pagemap_fd, (long)entries, (long)(n * 8ul),
                          (long)((addr >> EDM_PAGE_SHIFT) * 8));
-    if (got < 0)
-        return 0;
-    for (uint32_t i = 0; i < (uint32_t)got / 8; i++)
+    if (got != (long)(n * 8ul))
+        return unknown;
+    for (uint32_t i = 0; i < n; i++)
         if (entries[i] & bits)
             with |= 1ull << i;
     return with;
 }
 
-/* … that are there: present or swapped out by the kernel. */
+/* … that are there: present or swapped out by the kernel. None is called missing that may be there.
+ */
 static uint64_t pages_there(const struct lpet *l, uint64_t addr, uint32_t n)
 {
-    return pages_with(l, addr, n, EDM_PM_PRESENT | EDM_PM_SWAPPED);
+    return pages_with(l, addr, n, EDM_PM_PRESENT | EDM_PM_SWAPPED, mask_of(0, n));
 }
 
 /* ------------------------------------------------------------------ staging */
@@ -146,11 +149,30 @@ static void make_exclusive(const struct lpet *l, struct move_run *r, uint32_t fi
     }
 }
 
+/*
+ * Linux 6.18 may have moved pages that it does not count: when a page table entry changes while it
+ * looks (a processor notes that the page was read), it goes round again, meets what it has just
+ * moved, and says EEXIST. Staging has their only copy then. Somebody who reads or locks all memory
+ * leaves a page of zeros there, and the page is still where it was.
+ */
+static bool has_moved(const struct lpet *l, const struct move_run *r, uint32_t i)
+{
+    uint64_t dst = r->dst + i * EDM_PAGE_SIZE, src = r->src + i * EDM_PAGE_SIZE;
+    if (!pages_there(l, dst, 1))
+        return false;
+    return !pages_there(l, src, 1) || !page_is_zero((const void *)dst);
+}
+
 /* What a failed move of page `i` (and those behind it) means. Returns the next page to look at. */
 static uint32_t move_failed(const struct lpet *l, struct move_run *r, uint32_t i, uint32_t tried,
                             long err)
 {
     uint64_t bit = 1ull << i;
+    if ((err == -EEXIST || err == -ENOENT) && has_moved(l, r, i)) {
+        r->out |= bit;
+        r->again = 0;
+        return i + 1;
+    }
     switch (err) {
     case -EAGAIN: /* a lock of the page's was taken just then, or mappings are changing */
         if (++r->again < LPET_AGAIN_MAX) {
@@ -179,7 +201,7 @@ static uint32_t move_failed(const struct lpet *l, struct move_run *r, uint32_t i
         return i + 1;
     case -EEXIST: /* an outside reader touched our staging, or mlockall filled it */
         if (++r->again < LPET_AGAIN_MAX) {
-            frames_drop(r->dst + i * EDM_PAGE_SIZE, (r->n - i) * EDM_PAGE_SIZE);
+            frames_drop(r->dst + i * EDM_PAGE_SIZE, EDM_PAGE_SIZE);
             return i;
         }
         r->again = 0;
@@ -245,7 +267,7 @@ static void cmd_copy(struct lpet *l, struct edm_cmd *cmd, uint32_t slot, uint64_
          * Page by page: the kernel repeats the REMOVE event of a range whose mapping is split
          * meanwhile, which would look like the program's own discard (KERNEL.md 7); and the next
          * page must not wait, copied, for that event to be read. */
-        if (got == (long)EDM_PAGE_SIZE && pages_with(l, at, 1, EDM_PM_UFFD_WP) &&
+        if (got == (long)EDM_PAGE_SIZE && pages_with(l, at, 1, EDM_PM_UFFD_WP, 0) &&
             !sys_is_error(sys_madvise(at, EDM_PAGE_SIZE, MADV_DONTNEED)))
             *(page_is_zero(to) ? &zero : &moved) |= bit;
         else if (!pages_there(l, at, 1))

@@ -72,32 +72,43 @@ static uint32_t own_tid(void)
     return (uint32_t)syscall(SYS_gettid);
 }
 
+/* Windows, each as long as its way takes; how many had a leader. */
+static unsigned windows(struct turns *t, unsigned n, uint64_t alone_ns, uint64_t led_ns)
+{
+    unsigned led = 0;
+    for (unsigned i = 0; i < n; i++) {
+        led += t->leading;
+        handlers_measured(t, t->leading ? led_ns : alone_ns);
+    }
+    return led;
+}
+
 static void choice_is_the_cheaper_one(void **state)
 {
-    struct turns t = {.windows = 1, .cost = {1000, 0}};
-    assert_true(handlers_choose(&t)); /* not known: it is tried */
-    t.cost[1] = 900;
-    assert_true(handlers_choose(&t));
-    t.cost[1] = 990; /* not worth the change */
-    assert_false(handlers_choose(&t));
-    t.leading = true;
-    t.cost[1] = 900;
-    assert_true(handlers_choose(&t));
-    t.cost[1] = 2000;
-    assert_false(handlers_choose(&t));
-    t.cost[0] = 0;
-    assert_false(handlers_choose(&t));
+    struct turns *t = &in->turns;
+    windows(t, 100, 1000, 900);
+    assert_true(windows(t, 1000, 1000, 900) > 950);
+    windows(t, 600, 900, 1000);
+    assert_true(windows(t, 1000, 900, 1000) < 100);
+    windows(t, 600, 1000, 990); /* not worth the change */
+    assert_true(windows(t, 1000, 1000, 990) < 100);
 }
 
 static void other_way_is_tried_now_and_then(void **state)
 {
-    struct turns t = {.cost = {1000, 100}};
+    windows(&in->turns, 10000, 1000, 900);
+    assert_in_range(windows(&in->turns, 1000, 1000, 900), 950, 999);
+}
+
+/* A window in ten takes a hundred times as long, for no reason of ours. */
+static void noise_does_not_decide(void **state)
+{
+    struct turns *t = &in->turns;
     unsigned led = 0;
-    for (t.windows = 1; t.windows <= 320; t.windows++) {
-        t.leading = handlers_choose(&t);
-        led += t.leading;
-    }
-    assert_in_range(led, 300, 319);
+    windows(t, 100, 1500, 1000);
+    for (unsigned i = 0; i < 1000; i++)
+        led += windows(t, 1, i % 10 ? 1500 : 150000, i % 10 ? 1000 : 100000);
+    assert_true(led > 900);
 }
 
 static void leader_when_that_is_cheaper(void **state)
@@ -191,6 +202,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(choice_is_the_cheaper_one),
         TEST(other_way_is_tried_now_and_then),
+        TEST(noise_does_not_decide),
         TEST(leader_when_that_is_cheaper),
         TEST(leads_in_all_of_its_windows),
         TEST(all_when_that_is_cheaper),
