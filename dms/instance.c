@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define ARENA_MAX (1ull << 46)
-#define LIMBO_MAX 4096u
+#define LIMBO_MAX 1024u
 #define FULL_AGAIN_NS 3600000000000ull /* a store may be full many times: one warning an hour */
 /* never registered with us: ENOENT while the process lives */
 #define PROBE_ADDRESS ((1ull << 47) - 2 * EDM_PAGE_SIZE)
