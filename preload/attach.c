@@ -281,7 +281,7 @@ static int staging_api(int fd)
 /* WP alone: a MISSING fault on staging would have no reader (KERNEL.md 16). */
 static int staging_make(struct lpet *l, int device, uint32_t *methods)
 {
-    const uint64_t len = EDM_STAGING_PAGES * EDM_PAGE_SIZE;
+    const uint64_t len = (EDM_STAGING_PAGES + 1) * EDM_PAGE_SIZE;
     long fd = sys_ioctl(device, USERFAULTFD_IOC_NEW, (void *)(long)(O_CLOEXEC | O_NONBLOCK));
     if (sys_is_error(fd))
         return failed(l, "cannot make a userfaultfd", fd);
@@ -295,6 +295,7 @@ static int staging_make(struct lpet *l, int device, uint32_t *methods)
     if (sys_is_error(at))
         return failed(l, "no memory for staging", at);
     l->staging = (uint64_t)at;
+    l->probe = l->staging + EDM_STAGING_PAGES * EDM_PAGE_SIZE;
     sys_madvise(l->staging, len, MADV_DONTFORK);
     sys_madvise(l->staging, len, MADV_DONTDUMP);
     sys_madvise(l->staging, len, MADV_NOHUGEPAGE);
@@ -303,6 +304,7 @@ static int staging_make(struct lpet *l, int device, uint32_t *methods)
     struct uffdio_register reg = {.range = {.start = l->staging, .len = len},
                                   .mode = UFFDIO_REGISTER_MODE_WP};
     long rc = sys_ioctl(l->staging_uffd, UFFDIO_REGISTER, &reg);
+    *(volatile char *)l->probe = 1;
     return rc ? failed(l, "cannot register the staging range", rc) : 0;
 }
 

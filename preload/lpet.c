@@ -252,23 +252,42 @@ static void cmd_move(struct lpet *l, struct edm_cmd *cmd, uint32_t slot, uint64_
 /* ------------------------------------------------------------------ EDM_CMD_COPY */
 
 /*
- * The server has write-protected the pages; one that is written meanwhile waits for the outcome.
- * Read through /proc/self/mem: EIO for a hole or an unmapped page where a load would wait or crash,
- * and no read permission needed.
+ * Could the page be moved by now? It is copied because MOVE refused it once, and the program may
+ * have given it other rights since and have it pinned (KERNEL.md 6): MOVE knows of that, a copy
+ * does not. Asked without moving anything, by its errors: EINVAL comes before EEXIST.
  */
+static bool is_movable(const struct lpet *l, uint64_t at)
+{
+    struct uffdio_move mv = {
+        .dst = l->probe, .src = at, .len = EDM_PAGE_SIZE, .mode = UFFDIO_MOVE_MODE_DONTWAKE};
+    return shim_config.settings.evict_method != EDM_EVICT_COPY &&
+           sys_ioctl(l->staging_uffd, UFFDIO_MOVE, &mv) != -EINVAL;
+}
+
+/*
+ * The server has write-protected the page; the program, writing to it meanwhile, waits for the
+ * outcome. Read through /proc/self/mem: EIO for a hole or an unmapped page where a load would wait
+ * or crash, and no read permission needed. One that is not protected has come here since: its
+ * contents are still being changed. Page by page: the kernel repeats the REMOVE event of a range
+ * whose mapping is split meanwhile, which would look like the program's own discard (KERNEL.md 7);
+ * and the next page must not wait, copied, for that event to be read.
+ */
+static bool page_take_copy(const struct lpet *l, void *to, uint64_t at)
+{
+    return !is_movable(l, at) &&
+           sys_call4(SYS_pread64, l->mem_fd, (long)to, EDM_PAGE_SIZE, (long)at) ==
+               (long)EDM_PAGE_SIZE &&
+           pages_with(l, at, 1, EDM_PM_UFFD_WP, 0) &&
+           !sys_is_error(sys_madvise(at, EDM_PAGE_SIZE, MADV_DONTNEED));
+}
+
 static void cmd_copy(struct lpet *l, struct edm_cmd *cmd, uint32_t slot, uint64_t addr, uint32_t n)
 {
     uint64_t moved = 0, zero = 0, gone = 0;
     for (uint32_t i = 0; i < n; i++) {
         void *to = ring_page(l, slot + i);
         uint64_t at = addr + i * EDM_PAGE_SIZE, bit = 1ull << i;
-        long got = sys_call4(SYS_pread64, l->mem_fd, (long)to, EDM_PAGE_SIZE, (long)at);
-        /* One that is not protected has come here since: its contents are still being changed.
-         * Page by page: the kernel repeats the REMOVE event of a range whose mapping is split
-         * meanwhile, which would look like the program's own discard (KERNEL.md 7); and the next
-         * page must not wait, copied, for that event to be read. */
-        if (got == (long)EDM_PAGE_SIZE && pages_with(l, at, 1, EDM_PM_UFFD_WP, 0) &&
-            !sys_is_error(sys_madvise(at, EDM_PAGE_SIZE, MADV_DONTNEED)))
+        if (page_take_copy(l, to, at))
             *(page_is_zero(to) ? &zero : &moved) |= bit;
         else if (!pages_there(l, at, 1))
             gone |= bit;

@@ -57,6 +57,7 @@ struct lpet {
     struct edm_chan *chan;
     uint64_t chan_size, data_offset;
     uint64_t staging; /* EDM_STAGING_PAGES pages */
+    uint64_t probe;   /* one more, which always has a page */
     uint32_t staging_used;
     int cmd_fd, comp_fd, socket_fd, arena_uffd, staging_uffd, pagemap_fd, mem_fd;
     uint32_t since_comp;
