@@ -283,6 +283,7 @@ static void outcome_stayed(struct instance *in, uint32_t id)
 struct outcome {
     uint64_t moved, zero, gone, refused;
     uint64_t id_there, at_there; /* of a page that has an `at`: which of the two are present */
+    bool unknown;                /* the LPET has not come to saying it */
 };
 
 /* True when there is a choice between two pages. */
@@ -388,11 +389,13 @@ static void outcome_followers(struct instance *in, const struct track *t, uint32
     bool left = (o->moved | o->zero | o->gone) & bit;
     const void *contents =
         o->moved & bit ? in->limbo.data + (size_t)(t->slot + i) * EDM_PAGE_SIZE : NULL;
+    enum outcome_kind stayed = o->unknown ? OUTCOME_UNKNOWN : OUTCOME_STAYED;
     const struct page *p = late ? spt_page(&in->spt, t->at[i]) : NULL;
     if (p && p->state == PAGE_EVICTING && p->link.next != tag)
-        fork_follow(in, p->link.next, false, true, contents);
-    fork_follow(in, tag, true, late, late ? contents : NULL);
-    fork_follow(in, tag, false, left && !late && !(o->id_there & bit), contents);
+        fork_follow(in, p->link.next, false, OUTCOME_LEFT, contents);
+    fork_follow(in, tag, true, late ? OUTCOME_LEFT : stayed, late ? contents : NULL);
+    left = left && !late && !(o->id_there & bit);
+    fork_follow(in, tag, false, left ? OUTCOME_LEFT : stayed, contents);
 }
 
 /* The page that the command was for, and that it has taken, or could not take. */
@@ -547,7 +550,7 @@ bool evict_cancel(struct instance *in, uint64_t start, uint64_t end)
 /* As busy, when it is still there; a page that was half way out is lost with its LPET. */
 static void abandon_page(struct instance *in, struct track *t, uint32_t i)
 {
-    struct outcome none = {0};
+    struct outcome none = {.unknown = true};
     uint32_t id = t->id[i];
     bool lost = id != SPT_NONE && !is_present(in, spt_addr(&in->spt, id));
     outcome_look(in, t, &none);

@@ -48,7 +48,35 @@ static uint32_t follow_find(const struct instance *child, uint32_t id, uint32_t 
     return SPT_NONE;
 }
 
-static void follow_settle(struct instance *child, uint32_t id, bool left, const void *contents)
+/* Whether it had left before the child was made, only the child's memory says. */
+static enum page_state follow_probe(struct instance *child, uint32_t id)
+{
+    uint64_t addr = spt_addr(&child->spt, id);
+    if (uffd_poison(child->uffd, addr, EDM_PAGE_SIZE) == -EEXIST)
+        return PAGE_RESIDENT;
+    if (!instance_is_gone(child)) {
+        edm_error("pid %d: page %#lx of a forked child is lost with its parent: whoever touches it "
+                  "gets SIGBUS",
+                  child->pid, (unsigned long)addr);
+        child->stats->poisoned++;
+    }
+    return PAGE_POISONED;
+}
+
+static enum page_state follow_state(struct instance *child, uint32_t id, enum outcome_kind kind)
+{
+    switch (kind) {
+    case OUTCOME_LEFT:
+        return PAGE_NEW;
+    case OUTCOME_UNKNOWN:
+        return follow_probe(child, id);
+    default:
+        return PAGE_RESIDENT;
+    }
+}
+
+static void follow_settle(struct instance *child, uint32_t id, enum outcome_kind kind,
+                          const void *contents)
 {
     struct page *p = spt_page(&child->spt, id);
     struct chunk *c = spt_chunk_of(&child->spt, id);
@@ -56,7 +84,7 @@ static void follow_settle(struct instance *child, uint32_t id, bool left, const 
     uint32_t version = page_next_version();
     struct copies_wish wish = page_wish(child);
     bool discard = p->flags & PF_DISCARD;
-    enum page_state then = discard ? p->version : left ? PAGE_NEW : PAGE_RESIDENT;
+    enum page_state then = discard ? p->version : follow_state(child, id, kind);
     p->flags &= (uint8_t)~PF_DISCARD;
     spt_set(c, p, PAGE_NEW);
     if (then == PAGE_RESIDENT) {
@@ -92,7 +120,8 @@ void fork_follow_other(struct instance *parent, uint32_t tag, uint32_t other)
     }
 }
 
-void fork_follow(struct instance *parent, uint32_t tag, bool at, bool left, const void *contents)
+void fork_follow(struct instance *parent, uint32_t tag, bool at, enum outcome_kind kind,
+                 const void *contents)
 {
     for (size_t i = 0; i < parent->nfollowers;) {
         struct follower f = parent->followers[i];
@@ -102,10 +131,10 @@ void fork_follow(struct instance *parent, uint32_t tag, bool at, bool left, cons
         }
         parent->followers[i] = parent->followers[--parent->nfollowers];
         pthread_mutex_lock(&f.child->lock);
-        fork_follow(f.child, tag + TAG_PARENT, at, left, contents); /* those whose parent it is */
+        fork_follow(f.child, tag + TAG_PARENT, at, kind, contents); /* those whose parent it is */
         uint32_t id = follow_find(f.child, f.id, tag + TAG_PARENT, at);
         if (id != SPT_NONE)
-            follow_settle(f.child, id, left, contents);
+            follow_settle(f.child, id, kind, contents);
         pthread_mutex_unlock(&f.child->lock);
         instance_wake(f.child);
         instance_put(f.child);

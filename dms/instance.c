@@ -869,7 +869,7 @@ void instance_destroy(struct instance *in)
     for (uint32_t n = in->cmd_seen; n != in->cmd_head && in->nfollowers; n++)
         for (uint32_t i = 0; i < EDM_CMD_PAGES; i++)
             for (int at = 0; at < 2; at++)
-                fork_follow(in, n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i, at, false, NULL);
+                fork_follow(in, n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i, at, OUTCOME_UNKNOWN, NULL);
     free_pages(in);
     in->nwaiters = 0;
     pthread_mutex_unlock(&in->lock);

@@ -231,8 +231,12 @@ void fork_page_follow(struct instance *parent, struct instance *child, struct ch
                       uint32_t tag, bool at);
 /* KERNEL.md 1: the instance's whole memory is in MISSING mode. */
 void fork_register_all(struct instance *in);
-/* The parent's outcome for what a child's page shared: contents, or NULL for zeros. */
-void fork_follow(struct instance *parent, uint32_t tag, bool at, bool left, const void *contents);
+/* What became of a parent's page; nobody can say when its LPET has gone. */
+enum outcome_kind { OUTCOME_STAYED, OUTCOME_LEFT, OUTCOME_UNKNOWN };
+/* The parent's outcome for what a child's page shared; when it left: contents, or NULL for zeros.
+ */
+void fork_follow(struct instance *parent, uint32_t tag, bool at, enum outcome_kind kind,
+                 const void *contents);
 /* Command `other` tells what became of the page that `tag` was made for. */
 void fork_follow_other(struct instance *parent, uint32_t tag, uint32_t other);
 /* Scales budgets that are shares of memory so that all instances and the store fit. */
