@@ -52,7 +52,7 @@ class Scale(Workload):
 
     def faults(self, span, mappings):
         with Turn(self.bench, "edm", PAGES * 4096 // 2) as turn:
-            p = self.start(turn, span, PAGES, mappings, self.bench.ops // 10)
+            p = self.start(turn, span, PAGES, mappings, max(self.bench.ops // 10, 10000))
             for _ in range(2): # the first is the warming up
                 self.go(p)
                 p50, p99, faults, seconds = map(float, ask(p))

@@ -54,7 +54,7 @@ class Latency(Workload):
                 command = [self.bench.program("fault_raw"), str(mib << 8)]
                 words = turn.start(command, err=self.bench.err).wait(self.bench.limit)[2].split()
                 return {"p50": float(words[2]), "p99": float(words[3]), "faults": float(words[1])}
-        command = [self.bench.program("fault_latency"), str(mib), str(self.bench.ops // 10)]
+        command = [self.bench.program("fault_latency"), str(mib), str(max(self.bench.ops // 10, 10000))]
         with Turn(self.bench, variant, mib * MIB // 2) as turn:
             words = turn.start(command, err=self.bench.err).wait(self.bench.limit)[2].split()
             self.expect_paged(turn)
