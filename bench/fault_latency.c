@@ -1,8 +1,8 @@
 /*
- * fault_latency MIB TOUCHES: fills MIB MiB of private memory, then reads a word of TOUCHES pages
- * chosen at random, and scans all of it. Prints the 10th, 50th and 90th percentile of the touches
- * that took longer than 4 us (those found missing) in us, how many they were, GB/s of the scan, and
- * the touches' 99th percentile.
+ * fault_latency MIB TOUCHES [PAUSE]: fills MIB MiB of private memory, then reads a word of TOUCHES
+ * pages chosen at random, with PAUSE ms of rest before each, and scans all of it. Prints the 10th,
+ * 50th and 90th percentile of the touches that took longer than 4 us (those found missing) in us,
+ * how many they were, GB/s of the scan, and the touches' 99th percentile.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +27,9 @@ int main(int argc, char **argv)
 {
     size_t pages = argc > 2 ? strtoul(argv[1], NULL, 10) << 8 : 0, n = 0, wrong = 0;
     size_t touches = argc > 2 ? strtoul(argv[2], NULL, 10) : 0;
+    unsigned long pause = argc > 3 ? strtoul(argv[3], NULL, 10) : 0;
+    const struct timespec rest = {.tv_sec = (time_t)(pause / 1000),
+                                  .tv_nsec = (long)(pause % 1000) * 1000000};
     uint64_t state = 88172645463325252u;
     double *took = malloc((touches + 1) * sizeof(*took));
     uint64_t *m =
@@ -40,6 +43,8 @@ int main(int argc, char **argv)
         state ^= state >> 7;
         state ^= state << 17;
         size_t at = (size_t)(state % pages) << 9;
+        if (pause)
+            nanosleep(&rest, NULL);
         double start = now_us();
         wrong += *(volatile uint64_t *)(m + at) != at * 0x9e3779b97f4a7c15u;
         double t = now_us() - start;
