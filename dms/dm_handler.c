@@ -88,6 +88,8 @@ void dm_handler_stored_is_resident(struct instance *in, uint32_t id)
     if (copies_fullness(p->handle) > 500)
         page_drop_handle(p);
     p->flags &= (uint8_t)~PF_FETCHING;
+    if (lspt_left_early((uint32_t)in->stats->evicted - p->link.next, in->budget.limit))
+        p->flags |= PF_HOT;
     make_resident(in, id);
 }
 

@@ -137,6 +137,8 @@ static bool page_leave(struct instance *in, struct leaving *b)
     in->stored++;
     p->flags &= (uint8_t)~PF_HOT;
     spt_set(spt_chunk_of(&in->spt, b->id), p, PAGE_STORED);
+    image_order(); /* until then it says where in limbo it is */
+    p->link.next = (uint32_t)in->stats->evicted;
     return true;
 }
 

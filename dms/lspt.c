@@ -87,3 +87,8 @@ uint32_t lspt_victim(const struct lspt *l)
         return l->probation.head;
     return l->protect.count ? l->protect.head : l->probation.head;
 }
+
+bool lspt_left_early(uint32_t evictions, uint64_t limit)
+{
+    return evictions < limit / 4;
+}

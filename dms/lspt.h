@@ -1,7 +1,7 @@
 /*
  * Local state page table: the pages of an instance that are in its local memory, in eviction
  * order, and its leases. Two queues (segmented FIFO): probation takes pages as they arrive,
- * protected takes those that came back from limbo and so proved to be in use.
+ * protected takes those that came back from limbo, or soon after, and so proved to be in use.
  *
  * Protected by the instance's lock.
  */
@@ -9,6 +9,7 @@
 #define EDM_LSPT_H
 
 #include "spt.h"
+#include <stdbool.h>
 
 struct lspt_list {
     uint32_t head, tail;
@@ -32,5 +33,8 @@ void lspt_remove_lease(struct lspt *l, struct spt *t, struct chunk *c);
  * protected one. It stays in its list.
  */
 uint32_t lspt_victim(const struct lspt *l);
+/* Does a page that comes back after so many evictions belong to the protected ones, with room for
+ * `limit` pages? When less than a quarter of them had to make way, it left too early. */
+bool lspt_left_early(uint32_t evictions, uint64_t limit);
 
 #endif

@@ -32,7 +32,7 @@ enum page_state {
 };
 
 enum page_flag {
-    PF_HOT = 1,        /* came back from limbo: belongs to the protected list */
+    PF_HOT = 1,        /* came back soon after it left: belongs to the protected list */
     PF_PREFETCHED = 2, /* fetched ahead, not known to be used */
     PF_FETCHING = 4,   /* STORED, and a read from disk is under way */
     PF_DISCARD = 8,    /* EVICTING, and the program has discarded it meanwhile */
@@ -49,7 +49,8 @@ struct link {
 #define PINS_FOR_GOOD UINT8_MAX
 
 struct page {
-    struct link link;
+    struct link link;    /* in the LSPT; next, else: EVICTING: tag, LIMBO: ring page, STORED: the
+                            number    of evictions when it left */
     store_handle handle; /* STORED: where; RESIDENT, LIMBO: an older copy that may still be right */
     uint32_t version;
     uint8_t state;   /* enum page_state */

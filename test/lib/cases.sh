@@ -13,7 +13,7 @@ unit_cases() {
     for f in "$TEST_ROOT"/test/unit/test_*.c; do
         t=$(basename "$f" .c)
         echo "unit.${t#test_} 60 '$EDM_BUILD/test/unit/$t'"
-        echo "asan.${t#test_} 120 env ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1" \
+        echo "asan.${t#test_} 240 env ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1" \
             "'$EDM_BUILD-asan/test/unit/$t'"
         [[ $NOT_TSAN == *" $t "* ]] ||
             echo "tsan.${t#test_} 240 env TSAN_OPTIONS=halt_on_error=1 setarch -R '$EDM_BUILD-tsan/test/unit/$t'"

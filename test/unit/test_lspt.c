@@ -125,10 +125,20 @@ static void protected_pages_stay_longer(void **state)
     close(fd);
 }
 
+static void left_early_or_not(void **state)
+{
+    assert_true(lspt_left_early(0, 1000));
+    assert_true(lspt_left_early(249, 1000));
+    assert_false(lspt_left_early(250, 1000));
+    assert_false(lspt_left_early(UINT32_MAX, 1000));
+    assert_true(lspt_left_early(10 - (UINT32_MAX - 10), 1000)); /* the count has gone round */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(random_model),
-                                       cmocka_unit_test(protected_pages_stay_longer)};
+                                       cmocka_unit_test(protected_pages_stay_longer),
+                                       cmocka_unit_test(left_early_or_not)};
     srandom(7);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
