@@ -161,27 +161,61 @@ static void local_leave(struct entry *e)
     store_unref(h);
 }
 
+bool entry_has_enough(const struct entry *e)
+{
+    unsigned places = entry_places(e), possible = (unsigned)copies.possible[e->placement];
+    unsigned enough = e->wanted < possible ? e->wanted : possible;
+    return places >= enough && (places || e->local || !entry_is_leaving(e));
+}
+
+/* No copy of it is needed. */
+static void entry_clear(struct entry *e)
+{
+    for (unsigned k = 0; k < REMOTE_MAX; k++)
+        place_drop(e, &e->at[k]);
+    local_leave(e);
+}
+
+/* Nobody may have room for long: what is not wanted any more must not keep its own until then. */
+static void entry_forsake(struct entry *e)
+{
+    e->queue = QUEUE_FORSAKEN;
+    entry_clear(e);
+    if (++copies.forsaken <= copies.stuck.n / 2)
+        return;
+    struct entry_list all = copies.stuck;
+    copies.stuck = (struct entry_list){0};
+    copies.forsaken = 0;
+    for (uint32_t i; (i = entry_pop(&all));) {
+        if (copies_entry(i)->count)
+            entry_push(&copies.stuck, i, QUEUE_STUCK);
+        else
+            entry_settle(i);
+    }
+}
+
 void entry_settle(uint32_t i)
 {
     struct entry *e = copies_entry(i);
+    if (e->queue == QUEUE_STUCK && e->count == 0) {
+        entry_forsake(e);
+        return;
+    }
     if (e->queue != QUEUE_NONE)
         return;
     if (e->flights) /* where it will be then is not known yet */
         return;
     if (e->count == 0) {
-        for (unsigned k = 0; k < REMOTE_MAX; k++)
-            place_drop(e, &e->at[k]);
-        local_leave(e);
+        entry_clear(e);
         entry_free(i);
         copies.entries--;
         return;
     }
-    unsigned places = entry_places(e), possible = (unsigned)copies.possible[e->placement];
-    unsigned enough = e->wanted < possible ? e->wanted : possible;
+    unsigned places = entry_places(e);
     bool leaving = entry_is_leaving(e);
     if (!places && !e->local && !leaving)
         return; /* lost */
-    if (places < enough || (leaving && !places && !e->local)) {
+    if (!entry_has_enough(e)) {
         entry_push(&copies.send, i, QUEUE_SEND);
         pthread_cond_signal(&copies.work);
         return;

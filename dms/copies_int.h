@@ -22,7 +22,8 @@ union place {
     uint64_t all; /* of that, to be changed at once */
 };
 
-enum entry_queue { QUEUE_NONE, QUEUE_SEND, QUEUE_STUCK };
+/* FORSAKEN: still in the list of stuck ones, but nobody wants it any more. */
+enum entry_queue { QUEUE_NONE, QUEUE_SEND, QUEUE_STUCK, QUEUE_FORSAKEN };
 
 /*
  * Lasts. It is complete before `used` says so, and a copy elsewhere is written down before the
@@ -65,7 +66,8 @@ struct copies {
     uint32_t top, free;
     uint64_t entries; /* in use */
     struct entry_list send, stuck;
-    uint64_t transit; /* entries whose local copy is on its way elsewhere */
+    uint64_t forsaken; /* entries in `stuck` that only wait to be taken out */
+    uint64_t transit;  /* entries whose local copy is on its way elsewhere */
     uint64_t ndrops;
     unsigned flights; /* STOREs not answered, to all ranks */
     struct rank_view *ranks;
@@ -99,6 +101,8 @@ bool place_is_leaving(const union place *p);
 unsigned entry_places(const struct entry *e);
 /* Has it a copy here or on any rank, also one that is about to end? */
 bool entry_is_somewhere(const struct entry *e);
+/* Are all copies made that can be, and none on a rank that ends alone? */
+bool entry_has_enough(const struct entry *e);
 /* Has a rank a copy that is about to end? */
 bool entry_is_leaving(const struct entry *e);
 /* Lock held. Something about the entry has changed: sends it on, gives its local copy back, or
@@ -126,6 +130,8 @@ void spread_ranks_changed(void);
 void spread_rank_used(int rank, uint64_t capacity, uint64_t used);
 /* Lock held. Should the next page placed by "spread" stay here? */
 bool spread_stays(void);
+/* Lock held. What the stuck pages wait for may have come: they are looked at again. */
+void spread_unstick(void);
 /* Not locked. Tells on_room what has changed. */
 void spread_tell_room(void);
 

@@ -57,6 +57,15 @@ void spread_ranks_changed(void)
     for (int p = EDM_PLACEMENT_LOCAL; p <= EDM_PLACEMENT_SPREAD; p++)
         copies.possible[p] = placement_possible(copies.choice, copies.nranks, copies.self,
                                                 sent_as((enum edm_placement)p));
+    spread_unstick();
+}
+
+void spread_unstick(void)
+{
+    copies.forsaken = 0;
+    for (uint32_t i; (i = entry_pop(&copies.stuck));)
+        entry_push(&copies.send, i, QUEUE_SEND);
+    pthread_cond_signal(&copies.work);
 }
 
 void spread_rank_used(int rank, uint64_t capacity, uint64_t used)
@@ -155,7 +164,7 @@ static bool batch_take(struct batch *b)
     b->n = 0;
     while (copies.send.first) {
         struct entry *e = copies_entry(copies.send.first);
-        bool over = !e->count || entry_places(e) >= e->wanted;
+        bool over = !e->count || !entry_is_somewhere(e) || entry_has_enough(e);
         if (!over)
             choose_targets(e, b);
         b->home = !over && !b->ntargets && must_come_home(e);
@@ -389,8 +398,7 @@ static void stat_answered(void *arg, int err, struct rank_head *answer)
         spread_rank_used((int)(v - copies.ranks), s->capacity,
                          s->used + (uint64_t)v->flights * RANK_PAGES);
     if (s && s->capacity > s->used)
-        for (uint32_t i; (i = entry_pop(&copies.stuck));)
-            entry_push(&copies.send, i, QUEUE_SEND);
+        spread_unstick();
     pthread_cond_signal(&copies.work);
     pthread_mutex_unlock(&copies.lock);
 }

@@ -1,5 +1,5 @@
 /* Pages whose copies are on other ranks: what a rank cannot look for now is not lost. */
-#include "dms/copies.h"
+#include "dms/copies_int.h"
 #include "dms/holder.h"
 #include "dms/homes.h"
 #include "dms/peer.h"
@@ -28,6 +28,7 @@ static struct {
     atomic_int busy;    /* so many requests cannot be sent */
     atomic_int no_room; /* so many are answered with -ENOMEM */
     atomic_int damaged; /* so many pages are wrong */
+    atomic_bool full, dead;
     struct question {
         struct question *next;
         struct peer_buf *b;
@@ -50,12 +51,12 @@ int peer_rank(void)
 
 bool peer_is_alive(int rank)
 {
-    return true;
+    return !atomic_load(&far.dead);
 }
 
 void peer_get_info(int rank, struct peer_info *out)
 {
-    *out = (struct peer_info){.alive = true,
+    *out = (struct peer_info){.alive = peer_is_alive(rank),
                               .host = rank,
                               .host_name = "",
                               .identity = 100 + (uint64_t)rank,
@@ -85,6 +86,11 @@ void peer_answer(struct peer_buf *b, int code, size_t body)
     peer_buf_put(b);
 }
 
+static struct rank_stat far_stat(void)
+{
+    return (struct rank_stat){.capacity = PAGES, .used = atomic_load(&far.full) ? PAGES : far.n};
+}
+
 static void far_store(struct rank_head *h)
 {
     struct rank_result results[RANK_PAGES];
@@ -92,11 +98,14 @@ static void far_store(struct rank_head *h)
     struct rank_stat *stat = (void *)(h + 1);
     const uint8_t *pages = rank_pages(h);
     for (uint32_t i = 0; i < h->count; i++) {
+        results[i] = (struct rank_result){-ENOSPC, 0};
+        if (atomic_load(&far.full))
+            continue;
         memcpy(far.page[far.n], pages + i * RANK_PAGE, RANK_PAGE);
         far.version[far.n] = slots[i].version;
         results[i] = (struct rank_result){0, ++far.n};
     }
-    *stat = (struct rank_stat){.capacity = PAGES, .used = far.n};
+    *stat = far_stat();
     memcpy(stat + 1, results, h->count * sizeof(*results));
 }
 
@@ -126,8 +135,7 @@ static int far_serve(struct peer_buf *b)
     else if (b->head->kind == RANK_STORE)
         far_store(b->head);
     else if (b->head->kind == RANK_STAT)
-        *(struct rank_stat *)(void *)(b->head + 1) =
-            (struct rank_stat){.capacity = PAGES, .used = far.n};
+        *(struct rank_stat *)(void *)(b->head + 1) = far_stat();
     return 0;
 }
 
@@ -192,14 +200,21 @@ static void fill(uint8_t *page, uint32_t version)
         page[i] = (uint8_t)(version * 31 + i * 7);
 }
 
-/* A page whose only copy is on rank 1. */
-static store_handle put_far(uint32_t version)
+/* A page that is to be on rank 1 alone. */
+static store_handle put(uint32_t version)
 {
     const struct copies_wish wish = {EDM_PLACEMENT_REMOTE, 1};
     uint8_t page[RANK_PAGE];
     store_handle h;
     fill(page, version);
     assert_int_equal(copies_put(page, version, &wish, false, &h), 0);
+    return h;
+}
+
+/* … and is. */
+static store_handle put_far(uint32_t version)
+{
+    store_handle h = put(version);
     for (int i = 0; i < 5000 && copies_rank(h) != 1; i++)
         usleep(1000);
     assert_int_equal(copies_rank(h), 1);
@@ -288,6 +303,71 @@ static void test_damaged(void **state)
     atomic_store(&far.damaged, 0);
 }
 
+static uint64_t stuck_pages(void)
+{
+    pthread_mutex_lock(&copies.lock);
+    uint64_t n = copies.stuck.n;
+    pthread_mutex_unlock(&copies.lock);
+    return n;
+}
+
+static uint64_t local_pages(void)
+{
+    struct store_stats s;
+    store_get_stats(&s);
+    return s.memory.pages;
+}
+
+/* Pages that rank 1 has no room for. */
+static void put_stuck(store_handle *h, uint32_t n, uint32_t version)
+{
+    atomic_store(&far.full, true);
+    for (uint32_t i = 0; i < n; i++)
+        h[i] = put(version + i);
+    for (int i = 0; i < 5000 && stuck_pages() != n; i++)
+        usleep(1000);
+    assert_int_equal(stuck_pages(), n);
+    assert_int_equal(local_pages(), n);
+}
+
+/* They need no room here when nobody wants them any more, wherever there is room. */
+static void test_stuck_and_not_wanted(void **state)
+{
+    store_handle h[9];
+    put_stuck(h, 9, 10);
+    copies_unref(h[4]);
+    assert_int_equal(local_pages(), 8);
+    copies_unref_many(h, 4);
+    assert_int_equal(local_pages(), 4);
+    assert_int_equal(copies.transit, 4);
+    copies_unref_many(h + 5, 3);
+    assert_int_equal(local_pages(), 1);
+    assert_true(stuck_pages() <= 2); /* those that are out leave the list, too */
+    expect_right(h[8], 18);
+    atomic_store(&far.full, false);
+    for (int i = 0; i < 5000 && copies_rank(h[8]) != 1; i++)
+        usleep(1000);
+    expect_right(h[8], 18);
+    copies_unref(h[8]);
+    assert_int_equal(stuck_pages(), 0);
+}
+
+/* There is nobody left to wait for. */
+static void test_stuck_and_rank_lost(void **state)
+{
+    store_handle h[4];
+    put_stuck(h, 4, 20);
+    atomic_store(&far.dead, true);
+    copies_rank_lost(1);
+    for (int i = 0; i < 5000 && (stuck_pages() || copies.send.n); i++)
+        usleep(1000);
+    assert_int_equal(stuck_pages(), 0);
+    for (uint32_t i = 0; i < 4; i++)
+        expect_right(h[i], 20 + i);
+    copies_unref_many(h, 4);
+    assert_int_equal(local_pages(), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,6 +377,8 @@ int main(void)
         cmocka_unit_test(test_busy_for_long_is_said),
         cmocka_unit_test(test_fetch_says_why),
         cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_stuck_and_not_wanted),
+        cmocka_unit_test(test_stuck_and_rank_lost),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
