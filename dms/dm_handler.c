@@ -12,7 +12,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/uio.h>
 
 #define MSGS 64
 #define DRAIN_SLICE 32
@@ -482,8 +482,9 @@ static void limbo_hand_in(struct instance *in)
 static void drain_eventfd(int fd)
 {
     uint64_t value;
-    if (fd >= 0)
-        (void)!read(fd, &value, sizeof(value));
+    struct iovec iov = {&value, sizeof(value)};
+    if (fd >= 0) /* an instance could make comp_efd one that waits */
+        (void)!preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
 }
 
 void *dm_handler_main(void *arg)
@@ -512,6 +513,8 @@ void *dm_handler_main(void *arg)
             pthread_mutex_unlock(&in->lock);
             break;
         }
+        if (n > 0 && fds[0].revents & POLLERR) /* the instance did; it cannot be polled then */
+            uffd_set_nonblock(in->uffd);
         if (n > 0 && fds[1].revents) {
             drain_eventfd(in->wake_efd);
             in->kick = true;

@@ -9,7 +9,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
 #define BUSY_RETRY_NS 20000000ull /* when nothing could be taken, look again after this */
 #define PUT_OFF_NS 200000000ull   /* so long, at most, an outcome waits for events to be read */
@@ -187,6 +187,11 @@ bool evict_stuck(const struct instance *in)
     return in->busy_streak > 2 * listed + EDM_CMD_PAGES;
 }
 
+void evict_call(const struct instance *in)
+{
+    (void)!send(in->cmd_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* full: it was called before */
+}
+
 void evict_kick(struct instance *in)
 {
     struct budget *b = &in->budget;
@@ -213,21 +218,19 @@ void evict_kick(struct instance *in)
         b->forced -= n < b->forced ? n : b->forced;
     }
     if (in->cmd_head != before) {
-        uint64_t one = 1;
         __atomic_store_n(&in->chan->comp_wanted, in->nwaiters > 0, __ATOMIC_RELAXED);
-        (void)!write(in->cmd_efd, &one, sizeof(one));
+        evict_call(in);
     }
 }
 
 void evict_post_exit(struct instance *in)
 {
-    uint64_t one = 1;
     struct edm_cmd *cmd = &in->chan->cmds[in->cmd_head % EDM_CHAN_CMDS];
     in->tracks[in->cmd_head % EDM_CHAN_CMDS].npages = 0;
     memset(cmd, 0, sizeof(*cmd));
     cmd->kind = EDM_CMD_EXIT;
     command_publish(in);
-    (void)!write(in->cmd_efd, &one, sizeof(one));
+    evict_call(in);
 }
 
 /* ---- completions ---- */

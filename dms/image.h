@@ -19,7 +19,7 @@
 #include <linux/userfaultfd.h>
 
 #define IMAGE_MAGIC 0x67616d69u
-#define IMAGE_LAYOUT 4u
+#define IMAGE_LAYOUT 5u
 #define IMAGE_MSGS 64
 #define IMAGE_CHUNKS (1u << 22)
 #define IMAGE_CHUNKS_OFFSET (1u << 18)

@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -151,8 +152,8 @@ void instance_put(struct instance *in)
         return;
     if (in->chan)
         munmap(in->chan, in->chan_size);
-    int *fds[] = {&in->uffd,     &in->pagemap_fd, &in->maps_fd, &in->cmd_efd,
-                  &in->comp_efd, &in->wake_efd,   &in->chan_fd};
+    int *fds[] = {&in->uffd,     &in->pagemap_fd, &in->maps_fd,  &in->cmd_fd,
+                  &in->cmd_peer, &in->comp_efd,   &in->wake_efd, &in->chan_fd};
     for (size_t i = 0; i < sizeof(fds) / sizeof(*fds); i++)
         close_fd(fds[i]);
     close_fd(&in->image_fd);
@@ -187,7 +188,7 @@ static void entry_write(struct instance *in)
     e->fds[STATE_UFFD] = in->uffd;
     e->fds[STATE_IMAGE] = in->image_fd;
     e->fds[STATE_CHAN] = in->chan_fd;
-    e->fds[STATE_CMD] = in->cmd_efd;
+    e->fds[STATE_CMD] = in->cmd_fd;
     e->fds[STATE_COMP] = in->comp_efd;
     e->fds[STATE_PAGEMAP] = in->pagemap_fd;
     e->fds[STATE_MAPS] = in->maps_fd;
@@ -345,7 +346,7 @@ static struct instance *instance_alloc(const struct edm_settings *set, uid_t uid
     if (!in)
         return NULL;
     in->uffd = in->pagemap_fd = in->maps_fd = in->sock = -1;
-    in->cmd_efd = in->comp_efd = in->chan_fd = in->image_fd = -1;
+    in->cmd_fd = in->cmd_peer = in->comp_efd = in->chan_fd = in->image_fd = -1;
     in->entry = STATE_INSTANCES;
     in->wake_efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     in->limbo.work = limbo_aside_new();
@@ -488,6 +489,17 @@ static int chan_memfd(size_t size)
     return fd;
 }
 
+/* What the LPET says there is not heard: what it may send would only pile up. */
+static int call_open(struct instance *in)
+{
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
+        return -errno;
+    in->cmd_fd = pair[0];
+    in->cmd_peer = pair[1];
+    return shutdown(pair[0], SHUT_RD) ? -errno : 0;
+}
+
 int instance_open_channel(struct instance *in)
 {
     uint64_t limit = budget_wanted(in, edm_memory_total()) >> EDM_PAGE_SHIFT;
@@ -499,11 +511,12 @@ int instance_open_channel(struct instance *in)
     in->chan_fd = chan_memfd(in->chan_size);
     if (in->chan_fd < 0)
         return in->chan_fd;
-    in->cmd_efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (call_open(in))
+        return -ENOMEM;
     in->comp_efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     void *map = mmap(NULL, in->chan_size, PROT_READ | PROT_WRITE, MAP_SHARED, in->chan_fd, 0);
     in->limbo.owner = malloc(pages * sizeof(*in->limbo.owner));
-    if (map == MAP_FAILED || in->cmd_efd < 0 || in->comp_efd < 0 || !in->limbo.owner)
+    if (map == MAP_FAILED || in->comp_efd < 0 || !in->limbo.owner)
         return -ENOMEM;
     for (uint32_t i = 0; i < pages; i++)
         in->limbo.owner[i] = RING_FREE;
@@ -551,7 +564,8 @@ void instance_close_channel(struct instance *in)
         free(in->limbo.owner);
         in->limbo = (struct limbo){.work = in->limbo.work};
         close_fd(&in->chan_fd);
-        close_fd(&in->cmd_efd);
+        close_fd(&in->cmd_fd);
+        close_fd(&in->cmd_peer);
         close_fd(&in->comp_efd);
     }
     pthread_mutex_unlock(&in->lock);

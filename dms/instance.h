@@ -136,7 +136,8 @@ struct instance {
     struct edm_settings set;
     uint64_t arena_start, arena_len, identity;
     uint64_t features;
-    int uffd, pagemap_fd, maps_fd, sock, cmd_efd, comp_efd, wake_efd, chan_fd;
+    int uffd, pagemap_fd, maps_fd, sock, comp_efd, wake_efd, chan_fd;
+    int cmd_fd, cmd_peer; /* two ends of a socket, the second for the LPET; see evict_call */
     pthread_t handlers[HANDLERS_MAX], op_thread;
     unsigned nhandlers;
     struct turns turns;
@@ -205,7 +206,7 @@ int instance_module_init(uint64_t store_bytes);
 /* From HELLO. On success *out has one reference for the list and one for the caller. */
 int instance_create(const struct edm_hello *hello, pid_t pid, uid_t uid, struct instance **out,
                     char *err, size_t errlen);
-/* Makes the channel and its eventfds; the WELCOME's descriptors. */
+/* Makes the channel and what announces commands and completions: the WELCOME's descriptors. */
 int instance_open_channel(struct instance *in);
 /* The LPET at the other end of sock is that of instance `number`: it lost its server. The instance,
  * with a reference, or NULL. */
@@ -362,6 +363,9 @@ int lease_register(struct instance *in, struct chunk *c);
 
 /* ---- evict.c ---- */
 void evict_kick(struct instance *in);
+/* Wakes the LPET. By a socket, for of an eventfd the instance could make us wait: it would have the
+ * same description, with O_NONBLOCK and the count in it. */
+void evict_call(const struct instance *in);
 /* Looks at what the LPET has done, unless that must wait for events that are under way, which the
  * caller can force; never while events are applied. Was there something? */
 bool evict_complete(struct instance *in, bool force);

@@ -120,8 +120,7 @@ static bool over(struct instance *in)
 static void quiesce(struct instance *in, uint64_t start, uint64_t end)
 {
     while (in->claimed && !evict_cancel(in, start, end) && !over(in)) {
-        uint64_t one = 1;
-        (void)!write(in->cmd_efd, &one, sizeof(one));
+        evict_call(in);
         let_go(in);
     }
 }

@@ -142,7 +142,7 @@ static struct instance *instance_load(const struct legacy *l, const struct state
         fds[i] = e->fds[i] >= 0 && i != STATE_IMAGE ? legacy_fd(l, e->fds[i]) : -1;
     in->uffd = fds[STATE_UFFD];
     in->chan_fd = fds[STATE_CHAN];
-    in->cmd_efd = fds[STATE_CMD];
+    in->cmd_fd = fds[STATE_CMD];
     in->comp_efd = fds[STATE_COMP];
     in->pagemap_fd = fds[STATE_PAGEMAP];
     in->maps_fd = fds[STATE_MAPS];
@@ -252,11 +252,10 @@ static void wake_all(struct instance *in)
 
 static void channel_resume(struct instance *in)
 {
-    uint64_t one = 1;
     in->chan->lpet_cpu = -1;
     instance_starve(in, false);
     __atomic_store_n(&in->chan->cmd_head, in->cmd_head, __ATOMIC_RELEASE);
-    (void)!write(in->cmd_efd, &one, sizeof(one));
+    evict_call(in);
 }
 
 static int instance_resume(struct instance *in)

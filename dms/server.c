@@ -252,8 +252,11 @@ static void conn_accept(void)
 static int welcome(struct conn *c, int uffd)
 {
     struct edm_welcome w = {c->in->number, c->in->chan_size};
-    int fds[EDM_MSG_FDS] = {srv.uffd_dev, c->in->chan_fd, c->in->cmd_efd, c->in->comp_efd, uffd};
-    return server_send(c->fd, EDM_MSG_WELCOME, &w, sizeof(w), fds, uffd >= 0 ? 5 : 4);
+    int fds[EDM_MSG_FDS] = {srv.uffd_dev, c->in->chan_fd, c->in->cmd_peer, c->in->comp_efd, uffd};
+    int e = server_send(c->fd, EDM_MSG_WELCOME, &w, sizeof(w), fds, uffd >= 0 ? 5 : 4);
+    close(c->in->cmd_peer);
+    c->in->cmd_peer = -1;
+    return e;
 }
 
 static void on_hello(struct conn *c, const struct packet *p)

@@ -2,11 +2,14 @@
 #include "../preload/uffd_abi.h"
 #include "proto/proto.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/magic.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -44,6 +47,11 @@ int uffd_api(int fd, uint64_t *features)
             break;
     }
     return err;
+}
+
+void uffd_set_nonblock(int fd)
+{
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 }
 
 int uffd_register(int fd, uint64_t start, uint64_t len, int mode)
@@ -100,9 +108,17 @@ int uffd_poison(int fd, uint64_t start, uint64_t len)
     return ioctl(fd, UFFDIO_POISON, &p) ? -errno : 0;
 }
 
+/* The instance shares the descriptor's O_NONBLOCK: the call itself says that it does not wait. */
 int uffd_read(int fd, struct uffd_msg *msgs, int max)
 {
-    ssize_t n = read(fd, msgs, (size_t)max * sizeof(*msgs));
+    static atomic_bool is_old; /* before Linux 6.10, where the flag is all there is */
+    struct iovec iov = {msgs, (size_t)max * sizeof(*msgs)};
+    ssize_t n = -1;
+    bool old = atomic_load_explicit(&is_old, memory_order_relaxed);
+    if (!old && (n = preadv2(fd, &iov, 1, -1, RWF_NOWAIT)) < 0 && errno == EOPNOTSUPP)
+        atomic_store(&is_old, old = true);
+    if (old)
+        n = read(fd, msgs, iov.iov_len);
     return n <= 0 ? 0 : (int)((size_t)n / sizeof(*msgs));
 }
 

@@ -18,6 +18,8 @@
  * reads, with anything, or never. */
 bool uffd_is_one(int fd);
 bool uffd_is_of_proc(int fd);
+/* What was cleared by another process that has the descriptor: without it poll says POLLERR. */
+void uffd_set_nonblock(int fd);
 /* UFFDIO_API with every event and what else the kernel has; *features says which. */
 int uffd_api(int fd, uint64_t *features);
 int uffd_register(int fd, uint64_t start, uint64_t len, int mode);

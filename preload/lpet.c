@@ -520,8 +520,10 @@ LPET_BARE static void loop(struct lpet *l)
         if (n <= 0)
             continue;
         if (fds[0].revents) {
-            uint64_t count;
-            sys_read(l->cmd_fd, &count, sizeof(count));
+            char calls[64];
+            if (sys_read(l->cmd_fd, calls, sizeof(calls)) == 0)
+                fds[0].fd =
+                    -1; /* neither the server nor a keeper is there: the socket tells more */
         }
         if (fds[1].revents && socket_ended(l->socket_fd)) {
             if (exit_posted(l->chan))

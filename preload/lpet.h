@@ -4,7 +4,7 @@
  * The LPET is a raw clone with its own stack, TLS and descriptor table (KERNEL.md 19). It makes the
  * connection to the server itself (attach.c, through `setup`), so that the program's descriptor
  * table never holds a descriptor of ours, and then executes the server's commands until it is told
- * to exit. It calls nothing of libc, blocks all signals, and waits only for: its command eventfd
+ * to exit. It calls nothing of libc, blocks all signals, and waits only for: its command socket
  * and the server's socket; fork_hold, while a fork is under way; the kernel.
  */
 #ifndef EDM_LPET_H

@@ -5,7 +5,7 @@
  * 2. The channel: memory shared by one instance and its server (struct edm_chan). The server
  *    makes it (a memfd sealed against shrinking) and trusts nothing it reads from it.
  *
- * Attaching:   client HELLO ─► server WELCOME [uffd device, chan memfd, cmd eventfd, comp eventfd]
+ * Attaching:   client HELLO ─► server WELCOME [uffd device, chan memfd, cmd socket, comp eventfd]
  *              client makes two userfaultfds from the device, maps the channel, makes its staging
  *              client UFFD [arena uffd, /proc/self/pagemap, /proc/self/maps] ─► server READY
  * A forked child whose atfork handler ran: reads its identity page, then CLAIM ─► WELCOME, UFFD

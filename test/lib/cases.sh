@@ -23,6 +23,9 @@ unit_cases() {
 integration_cases() {
     local f t
     echo "integration.bad_input 120 '$TEST_ROOT/test/integration/bad_input.sh' '$EDM_BUILD'"
+    for t in $(grep -o '{"[a-z_]*", do_' "$TEST_ROOT/test/integration/hostile.c" | cut -d '"' -f 2); do
+        echo "integration.hostile.$t 120 '$TEST_ROOT/test/integration/hostile.sh' $t"
+    done
     for f in "$TEST_ROOT"/test/integration/hooks_*.c; do
         [[ -e $f ]] || continue
         t=$(basename "$f" .c)
