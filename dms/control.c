@@ -5,6 +5,7 @@
 #include "peer.h"
 #include "server.h"
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -188,8 +189,9 @@ static void send_progress(void *arg, uint64_t done, uint64_t total)
 {
     static _Thread_local uint64_t last;
     struct edm_progress p = {done, total};
-    if (now_ns() - last < 200000000)
-        return;
+    struct pollfd room = {.fd = *(int *)arg, .events = POLLOUT};
+    if (now_ns() - last < 200000000 || poll(&room, 1, 0) != 1 || room.revents != POLLOUT)
+        return; /* who does not read it, is not waited for */
     last = now_ns();
     server_send(*(int *)arg, EDM_MSG_PROGRESS, &p, sizeof(p), NULL, 0);
 }
@@ -272,7 +274,7 @@ static void serve_handover(int fd)
     _exit(0);
 }
 
-void control_serve(int fd, const struct edm_msg *msg, const void *payload)
+void control_serve(int fd, const struct ucred *peer, const struct edm_msg *msg, const void *payload)
 {
     struct edm_request r = {0};
     memcpy(&r, payload, msg->len < sizeof(r) ? msg->len : sizeof(r));

@@ -364,45 +364,18 @@ static void on_reattach(struct conn *c, const struct packet *p)
         conn_close(c);
 }
 
-struct control_job {
-    int fd;
-    struct edm_msg msg;
-    uint8_t payload[sizeof(struct edm_request)];
-};
-
-static void *control_main(void *arg)
-{
-    struct control_job *job = arg;
-    control_serve(job->fd, &job->msg, job->payload);
-    free(job);
-    return NULL;
-}
-
 static void on_control(struct conn *c, const struct packet *p)
 {
-    struct control_job *job = calloc(1, sizeof(*job));
-    pthread_t t;
-    pthread_attr_t attr;
-    if (!job || p->msg.len > sizeof(job->payload)) {
-        free(job);
-        conn_refuse(c, -EPROTO, "malformed request");
-        return;
-    }
-    job->fd = c->fd;
-    job->msg = p->msg;
-    memcpy(job->payload, p->payload, p->msg.len);
     epoll_ctl(srv.epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
-    pthread_attr_init(&attr);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attr, 256 * 1024);
-    if (pthread_create(&t, &attr, control_main, job)) {
-        free(job);
-        conn_refuse(c, -EAGAIN, "the server cannot start a thread");
+    int e = control_begin(c->fd, &c->peer, &p->msg, p->payload);
+    if (e == -EPROTO) {
+        conn_refuse(c, e, "malformed request");
+    } else if (e) {
+        conn_refuse(c, e, "too much is asked of the server at once: ask again later");
     } else {
-        c->fd = -1; /* the thread's now */
+        c->fd = -1; /* a thread's now */
         conn_close(c);
     }
-    pthread_attr_destroy(&attr);
 }
 
 static void on_packet(struct conn *c, struct packet *p)

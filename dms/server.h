@@ -9,7 +9,7 @@
 #include "../config/config.h"
 #include "proto/proto.h"
 #include <stdbool.h>
-#include <sys/types.h>
+#include <sys/socket.h>
 
 struct server_options {
     const struct edm_config *config;
@@ -30,9 +30,14 @@ int server_send(int fd, uint32_t type, const void *payload, uint32_t len, const 
                 unsigned nfds);
 int server_send_done(int fd, int code, uint32_t count, const char *text);
 
-/* control.c: answers one request of `edm` and closes fd; runs on a thread of its own. */
+/* control_queue.c: has the request that came on fd answered by a thread, now or in its turn, and
+ * fd closed then. 0; -EBUSY: too many wait; -EPROTO: no request is that long; -errno. */
+int control_begin(int fd, const struct ucred *peer, const struct edm_msg *msg, const void *payload);
+
+/* control.c: answers one request of `edm` and closes fd. */
 void control_init(void);
-void control_serve(int fd, const struct edm_msg *msg, const void *payload);
+void control_serve(int fd, const struct ucred *peer, const struct edm_msg *msg,
+                   const void *payload);
 /* Keeps the counters of an instance that ends, when somebody watches its run_token. */
 struct instance;
 void control_keep(struct instance *in);

@@ -187,6 +187,14 @@ static bool commands_wait(void)
     return __atomic_load_n(&me.chan->cmd_head, __ATOMIC_ACQUIRE) != me.chan->cmd_tail;
 }
 
+/* The server wants pages out, and nobody takes them. */
+static void owe(void)
+{
+    attach();
+    touch(2 * BUDGET);
+    check(soon(commands_wait), "no command came");
+}
+
 /* ---- what none does ---- */
 
 static bool is_nonblocking(void)
@@ -250,6 +258,15 @@ static void do_blocking_completions(void)
     }
 }
 
+/* Each waits for pages that do not come. */
+static void do_many_requests(void)
+{
+    const struct edm_request r = {.pid = getpid()};
+    owe();
+    for (int i = 0; i < 300; i++)
+        say(call(), EDM_MSG_FETCH, &r, sizeof(r), NULL, 0);
+}
+
 static const struct {
     const char *name;
     void (*act)(void);
@@ -257,6 +274,7 @@ static const struct {
     {"blocking_uffd", do_blocking_uffd},
     {"full_command_fd", do_full_command_fd},
     {"blocking_completions", do_blocking_completions},
+    {"many_requests", do_many_requests},
 };
 
 int main(int argc, char **argv)
