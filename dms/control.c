@@ -235,11 +235,20 @@ static void serve_fetch(int fd, struct instance *in)
                      err ? "not every page could be brought back: is memory exhausted?" : "");
 }
 
-static void serve_instance(int fd, const struct edm_msg *msg, const struct edm_request *r)
+/* Users of server_group have a say about their own programs only. */
+static bool may_rule(const struct ucred *peer)
+{
+    return peer->uid == 0 || peer->uid == geteuid();
+}
+
+static void serve_instance(int fd, const struct ucred *peer, const struct edm_msg *msg,
+                           const struct edm_request *r)
 {
     struct instance *in = instance_find(r->pid);
     if (!in || instance_is_gone(in)) {
         server_send_done(fd, -ESRCH, 0, "no such instance: `edm stat` lists them");
+    } else if (!may_rule(peer) && peer->uid != in->uid) {
+        server_send_done(fd, -EPERM, 0, "this process belongs to another user");
     } else if (msg->type == EDM_MSG_RESIZE) {
         serve_resize(fd, r, in);
     } else if (msg->type == EDM_MSG_EVICT) {
@@ -278,10 +287,12 @@ void control_serve(int fd, const struct ucred *peer, const struct edm_msg *msg, 
 {
     struct edm_request r = {0};
     memcpy(&r, payload, msg->len < sizeof(r) ? msg->len : sizeof(r));
-    bool bare =
-        msg->type == EDM_MSG_PING || msg->type == EDM_MSG_STOP || msg->type == EDM_MSG_HANDOVER;
+    bool ends = msg->type == EDM_MSG_STOP || msg->type == EDM_MSG_HANDOVER;
+    bool bare = msg->type == EDM_MSG_PING || ends;
     if (msg->len != (bare ? 0 : sizeof(r))) {
         edm_warn("malformed request %u: connection dropped", msg->type);
+    } else if (ends && !may_rule(peer)) {
+        server_send_done(fd, -EPERM, 0, "this server belongs to another user");
     } else if (msg->type == EDM_MSG_PING) {
         server_send_done(fd, 0, 0, "");
     } else if (msg->type == EDM_MSG_STAT) {
@@ -294,7 +305,7 @@ void control_serve(int fd, const struct ucred *peer, const struct edm_msg *msg, 
     } else if (msg->type == EDM_MSG_HANDOVER) {
         serve_handover(fd);
     } else {
-        serve_instance(fd, msg, &r);
+        serve_instance(fd, peer, msg, &r);
     }
     close(fd);
 }
