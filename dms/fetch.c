@@ -12,6 +12,9 @@
 #include <string.h>
 #include <time.h>
 
+#define PAUSES_PAGE 25000 /* 5 s */
+#define PAUSES 100000
+
 static bool still_wanted(const struct instance *in, const struct store_read *r)
 {
     const struct page *p = spt_page(&in->spt, r->tag);
@@ -236,11 +239,14 @@ static int fetch_one(struct instance *in, uint32_t id)
     return err == -EEXIST ? 0 : err;
 }
 
-static int fetch_patiently(struct instance *in, uint32_t id)
+/* *left: pauses that all pages together may cost, but for those to read from disk: an instance can
+ * make each page take long. */
+static int fetch_patiently(struct instance *in, uint32_t id, int *left)
 {
     struct timespec ts = {0, 200000};
-    int err = fetch_one(in, id);
-    for (int tries = 0; (err == -EAGAIN || err == -ENOMEM) && tries < 25000; tries++) {
+    int err = fetch_one(in, id), most = PAUSES_PAGE;
+    while ((err == -EAGAIN || err == -ENOMEM) && most-- > 0 && *left > 0) {
+        *left -= !(spt_page(&in->spt, id)->flags & PF_FETCHING);
         dm_handler_step(in);
         pthread_mutex_unlock(&in->lock);
         nanosleep(&ts, NULL);
@@ -267,7 +273,7 @@ static void fetch_ahead(struct instance *in, const struct chunk *c)
 int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
 {
     uint64_t total = in->stored + in->limbo.used + in->budget.evicting, done = 0;
-    int err = 0;
+    int err = 0, left = PAUSES;
     in->budget.fetchers++; /* nothing goes out again meanwhile */
     for (uint32_t n = 0; n < in->spt.nchunks && !err; n++) {
         if (spt_is_ghost(&in->spt.chunks[n]))
@@ -278,7 +284,7 @@ int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
             uint8_t state = spt_page(&in->spt, id)->state;
             if (state != PAGE_STORED && state != PAGE_LIMBO && state != PAGE_EVICTING)
                 continue;
-            err = fetch_patiently(in, id);
+            err = fetch_patiently(in, id, &left);
             if (++done % 1024 == 0) {
                 pthread_mutex_unlock(&in->lock);
                 if (progress)

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define WILLNEED_BATCH 64
+#define OWED_NS 5000000000ull /* an LPET that lives does a command much sooner */
 
 static void futex_wait(uint32_t *word, uint32_t value)
 {
@@ -313,18 +314,14 @@ static bool release_poison(struct instance *in)
     return true;
 }
 
-/* Called with the lock. */
-static int release(struct instance *in)
+/* Everything is back, and nothing goes out any more. */
+static int release_rest(struct instance *in)
 {
-    int err = fetch_all(in, NULL, NULL);
-    if (err)
-        return err;
-    die_at(DIE_RELEASE);
-    in->budget.unlimited = true;
-    in->set.lease = 0;
-    in->detached = true;
-    while (in->budget.evicting && !over(in))
+    uint64_t since = now_ns();
+    while (in->budget.evicting && !over(in) && now_ns() - since < OWED_NS)
         let_go(in);
+    if (in->budget.evicting && !over(in))
+        return -ETIMEDOUT;
     if (in->limbo.used || in->stored)
         return -EAGAIN;
     if (!release_poison(in))
@@ -337,6 +334,27 @@ static int release(struct instance *in)
     die_at(DIE_RELEASED);
     in->img->detached = 1; /* last: until then a successor can take it back */
     return 0;
+}
+
+/* Called with the lock. */
+static int release(struct instance *in)
+{
+    bool unlimited = in->budget.unlimited;
+    uint32_t lease = in->set.lease;
+    int err = fetch_all(in, NULL, NULL);
+    if (err)
+        return err;
+    die_at(DIE_RELEASE);
+    in->budget.unlimited = true;
+    in->set.lease = 0;
+    in->detached = true;
+    err = release_rest(in);
+    if (err) {
+        in->budget.unlimited = unlimited;
+        in->set.lease = lease;
+        in->detached = false;
+    }
+    return err;
 }
 
 int instance_release(struct instance *in)

@@ -258,6 +258,15 @@ static void do_blocking_completions(void)
     }
 }
 
+/* Another mapping comes to where the commands are for: they are nobody's, and never done. */
+static void do_orphaned_commands(void)
+{
+    owe();
+    check(mremap(me.arena + ARENA / 2, 2 * BUDGET, 2 * BUDGET, MREMAP_MAYMOVE | MREMAP_FIXED,
+                 me.arena) == me.arena,
+          "mremap");
+}
+
 /* Each waits for pages that do not come. */
 static void do_many_requests(void)
 {
@@ -275,6 +284,7 @@ static const struct {
     {"full_command_fd", do_full_command_fd},
     {"blocking_completions", do_blocking_completions},
     {"many_requests", do_many_requests},
+    {"orphaned_commands", do_orphaned_commands},
 };
 
 int main(int argc, char **argv)
