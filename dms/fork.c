@@ -141,6 +141,37 @@ void fork_follow(struct instance *parent, uint32_t tag, bool at, enum outcome_ki
     }
 }
 
+/* Lock held. Lets go of children that have ended and of whose own children none waits, either. */
+static void followers_sweep(struct instance *in)
+{
+    for (size_t i = 0; i < in->nfollowers;) {
+        struct instance *child = in->followers[i].child;
+        pthread_mutex_lock(&child->lock);
+        followers_sweep(child);
+        bool over = atomic_load(&child->stop) && !child->nfollowers;
+        pthread_mutex_unlock(&child->lock);
+        if (!over) {
+            i++;
+            continue;
+        }
+        in->followers[i] = in->followers[--in->nfollowers];
+        instance_put(child);
+    }
+}
+
+void fork_forget(void)
+{
+    size_t n;
+    struct instance **all = instance_list(&n);
+    for (size_t i = 0; i < n; i++) {
+        pthread_mutex_lock(&all[i]->lock);
+        followers_sweep(all[i]);
+        pthread_mutex_unlock(&all[i]->lock);
+        instance_put(all[i]);
+    }
+    free(all);
+}
+
 /* The LPET has not come to this command yet. */
 static bool command_waits(const struct instance *in, uint32_t tag)
 {

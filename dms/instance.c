@@ -886,6 +886,9 @@ void instance_destroy(struct instance *in)
                 fork_follow(in, n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i, at, OUTCOME_UNKNOWN, NULL);
     free_pages(in);
     in->nwaiters = 0;
+    bool forked = in->parent != 0;
     pthread_mutex_unlock(&in->lock);
+    if (forked)
+        fork_forget();
     instance_put(in);
 }

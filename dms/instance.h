@@ -240,6 +240,8 @@ void fork_follow(struct instance *parent, uint32_t tag, bool at, enum outcome_ki
                  const void *contents);
 /* Command `other` tells what became of the page that `tag` was made for. */
 void fork_follow_other(struct instance *parent, uint32_t tag, uint32_t other);
+/* A forked child has ended: it is kept by no outcome that may never come. */
+void fork_forget(void);
 /* Scales budgets that are shares of memory so that all instances and the store fit. */
 void instance_rebalance(void);
 /* The rank's stores are full (or have room again): budgets give way rather than pages. */

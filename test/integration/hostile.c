@@ -267,6 +267,21 @@ static void do_orphaned_commands(void)
           "mremap");
 }
 
+/* Children that no hook saw, and theirs, while the fate of their pages is open. */
+static void do_short_children(void)
+{
+    owe();
+    for (int i = 0; i < 100; i++) {
+        long pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+        check(pid >= 0, "clone");
+        if (pid == 0) {
+            syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+            _exit(0);
+        }
+        check(waitpid((pid_t)pid, NULL, 0) == pid, "wait");
+    }
+}
+
 /* Each waits for pages that do not come. */
 static void do_many_requests(void)
 {
@@ -285,6 +300,7 @@ static const struct {
     {"blocking_completions", do_blocking_completions},
     {"many_requests", do_many_requests},
     {"orphaned_commands", do_orphaned_commands},
+    {"short_children", do_short_children},
 };
 
 int main(int argc, char **argv)
