@@ -165,6 +165,13 @@ static void raw_call_seen(struct instance *in)
             in->spt.chunks[n].unevictable = 1;
 }
 
+static void advice_is_lost(const struct instance *in)
+{
+    edm_error("pid %d: too many ranges of MADV_DONTFORK, MADV_WIPEONFORK or mlock: one of them is "
+              "not what it was",
+              in->pid);
+}
+
 static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
 {
     in->stats->unmaps++;
@@ -174,8 +181,12 @@ static void event_unmap(struct instance *in, uint64_t start, uint64_t end)
         raw_call_seen(in);
     /* outside of the arena an unmapped page is like one never seen; tables for ranges that huge
      * would cost more than registering a hole does harm */
-    bool make = in_arena(in, start) && end - start <= UNMAP_MAKE_MAX;
+    bool make = in_arena(in, start) && end - start <= UNMAP_MAKE_MAX && in->made < MADE_MAX;
+    if (advice_unmapped(in, start, end))
+        advice_is_lost(in);
+    uint32_t before = in->spt.nchunks;
     for_chunks(in, start, end, make, chunk_unmap);
+    in->made += in->spt.nchunks - before;
 }
 
 /*
@@ -364,6 +375,15 @@ static struct chunk *remap_source(struct instance *in, uint64_t addr, uint64_t t
     return c;
 }
 
+/* A page of which nothing is known but what was said of its mapping. */
+static void page_unknown_comes(struct instance *in, uint64_t from, struct chunk *c, uint32_t i)
+{
+    if (c->pages[i].state != PAGE_NEW)
+        page_forget(in, c, spt_id(c, i), PAGE_NEW);
+    if (!spt_chunk(&in->spt, from, false))
+        c->pages[i].flags |= advice_flags(in, from);
+}
+
 /* Moves the table entries. False: out of memory. */
 static bool remap_pages(struct instance *in, uint64_t from, uint64_t to, uint64_t len, bool *leased)
 {
@@ -392,8 +412,8 @@ static bool remap_pages(struct instance *in, uint64_t from, uint64_t to, uint64_
         }
         if (f)
             page_move_once(in, f, spt_index(from + off), t, j, step + 1);
-        else if (t->pages[j].state != PAGE_NEW)
-            page_forget(in, t, spt_id(t, j), PAGE_NEW);
+        else
+            page_unknown_comes(in, from + off, t, j);
         off += EDM_PAGE_SIZE;
     }
     return true;
@@ -406,15 +426,13 @@ static void remap_grown(struct instance *in, uint64_t to, uint64_t len)
     const struct chunk *first = spt_chunk(&in->spt, to, false);
     uint64_t start, end;
     bool anonymous;
-    uint8_t flags = first ? first->pages[spt_index(to)].flags & (PF_WIPE | PF_NOFORK) : 0;
+    uint8_t flags =
+        first ? first->pages[spt_index(to)].flags & (PF_WIPE | PF_NOFORK) : advice_flags(in, to);
     if (!flags || in->maps_fd < 0 || uffd_next_mapping(in->maps_fd, to, &start, &end, &anonymous) ||
         start > to)
         return;
-    for (uint64_t a = to + len; a < end; a += EDM_PAGE_SIZE) {
-        struct chunk *c = page_chunk(in, a);
-        if (c)
-            c->pages[spt_index(a)].flags |= flags;
-    }
+    if (end > to + len && advice_grown(in, to + len, end, flags))
+        advice_is_lost(in);
 }
 
 static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_t len)
@@ -425,6 +443,8 @@ static void event_remap(struct instance *in, uint64_t from, uint64_t to, uint64_
         evict_cancel(in, from, from + len);
         evict_cancel(in, to, to + len);
     }
+    if (advice_moved(in, from, to, len))
+        advice_is_lost(in);
     if (!remap_pages(in, from, to, len, &leased))
         edm_error("pid %d: out of memory for page tables", in->pid);
     if (leased && in->pagemap_fd >= 0)

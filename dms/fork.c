@@ -310,6 +310,7 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
         if (!spt_is_ghost(&parent->spt.chunks[n]))
             err = chunk_inherit(parent, child, &parent->spt.chunks[n], paused);
     child->partial = err != 0;
+    marks_inherit(&child->img->marks, &parent->img->marks); /* last: what has a chunk has it */
     die_at(DIE_FORK_TABLE);
     fork_register_all(child);
     instance_save(child);

@@ -13,13 +13,14 @@
 #ifndef EDM_IMAGE_H
 #define EDM_IMAGE_H
 
+#include "marks.h"
 #include "proto/proto.h"
 #include "spt.h"
 #include "stats.h"
 #include <linux/userfaultfd.h>
 
 #define IMAGE_MAGIC 0x67616d69u
-#define IMAGE_LAYOUT 5u
+#define IMAGE_LAYOUT 6u
 #define IMAGE_MSGS 64
 #define IMAGE_CHUNKS (1u << 22)
 #define IMAGE_CHUNKS_OFFSET (1u << 18)
@@ -70,6 +71,7 @@ struct image {
     /* two: a server that dies while it takes over leaves the one before as it was */
     struct image_forks forks[2];
     struct track tracks[EDM_CHAN_CMDS];
+    struct marks marks;
 };
 _Static_assert(sizeof(struct image) <= IMAGE_CHUNKS_OFFSET, "the chunks come behind");
 

@@ -25,6 +25,7 @@
 #define HANDLERS_MAX 8
 #define FETCH_BATCH 256u
 #define ARRIVED_STARVED 100u
+#define MADE_MAX 4096u     /* chunks */
 #define IN_FLIGHT_MAX 512u /* pages between instance and server */
 
 enum wait_reason {
@@ -173,6 +174,7 @@ struct instance {
     unsigned nat;     /* entries of tracks[].at in use */
     struct held held[EDM_CHAN_OPS];
     unsigned nheld;
+    uint32_t made; /* chunks for memory that nobody had touched */
     int pin_all;   /* mlockall: nothing is evicted while > 0 */
     bool detached; /* everything is back and unregistered */
     uint32_t cmd_head, cmd_seen;
@@ -351,6 +353,21 @@ struct chunk *ghost_make(struct instance *in, uint64_t addr);
 void ghost_drop(struct instance *in, uint64_t addr);
 /* Once no event is under way, none can be late: no ghost is waited for any more. */
 void ghost_expire(struct instance *in);
+
+/* ---- advice.c: pins and flags of pages that have a chunk and of those that have none ---- */
+/* 0, or -ENOMEM: so many ranges cannot be kept, and nothing has changed. for_good: until the
+ * mapping goes, else as many unpins as pins free it. */
+int advice_pin(struct instance *in, uint64_t start, uint64_t len, bool for_good);
+int advice_unpin(struct instance *in, uint64_t start, uint64_t len);
+int advice_flag(struct instance *in, uint64_t start, uint64_t len, uint8_t flag, bool on);
+/* A fresh mapping: nothing has been said of it. */
+int advice_forget(struct instance *in, uint64_t start, uint64_t len);
+/* The rest is of pages without a chunk: flags go, are those of a page, move as by mremap. */
+int advice_unmapped(struct instance *in, uint64_t start, uint64_t end);
+uint8_t advice_flags(const struct instance *in, uint64_t addr);
+int advice_moved(struct instance *in, uint64_t from, uint64_t to, uint64_t len);
+/* … and of pages with one, too: a mapping has grown. */
+int advice_grown(struct instance *in, uint64_t start, uint64_t end, uint8_t flags);
 
 /* ---- lease.c ---- */
 /* 0: leased and its threads woken; -EAGAIN: look again; other: not possible, serve the page. */

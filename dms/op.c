@@ -126,6 +126,17 @@ static void quiesce(struct instance *in, uint64_t start, uint64_t end)
     }
 }
 
+static void break_leases(struct instance *in, uint64_t start, uint64_t end)
+{
+    for (uint64_t a = start & ~(EDM_CHUNK_SIZE - 1); a < end; a += EDM_CHUNK_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, false);
+        if (!c)
+            a = spt_beyond(&in->spt, a) - EDM_CHUNK_SIZE;
+        while (c && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
+            let_go(in);
+    }
+}
+
 static int op_unlease(struct instance *in, const struct edm_op *op, uint32_t slot)
 {
     uint64_t end = op->start + op->len;
@@ -133,13 +144,7 @@ static int op_unlease(struct instance *in, const struct edm_op *op, uint32_t slo
         return -EBUSY;
     in->held[in->nheld++] = (struct held){op->start, op->len, slot};
     quiesce(in, op->start, end);
-    for (uint64_t a = op->start & ~(EDM_CHUNK_SIZE - 1); a < end; a += EDM_CHUNK_SIZE) {
-        struct chunk *c = spt_chunk(&in->spt, a, false);
-        if (!c)
-            a = spt_beyond(&in->spt, a) - EDM_CHUNK_SIZE;
-        while (c && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
-            let_go(in);
-    }
+    break_leases(in, op->start, end);
     int err = uffd_register(in->uffd, op->start, op->len, UFFD_MISSING | UFFD_WP);
     return err == -ENOENT ? 0 : err;
 }
@@ -157,87 +162,33 @@ static int op_refreshed(struct instance *in, const struct edm_op *op)
         struct page *p = &c->pages[spt_index(a)];
         if (p->state != PAGE_NEW)
             page_forget(in, c, spt_id(c, spt_index(a)), PAGE_NEW);
-        c->pinned -= p->pins > 0;
-        p->pins = 0;
-        p->flags &= (uint8_t) ~(PF_WIPE | PF_NOFORK);
         if (c->leased && !lease_break(in, c, false))
             c->unevictable = 1;
     }
-    int err = 0;
+    int forgotten = advice_forget(in, op->start, op->len), err;
     do {
         err = uffd_register(in->uffd, op->start, op->len, UFFD_MISSING | UFFD_WP);
         if (err == -EAGAIN)
             let_go(in);
     } while (err == -EAGAIN && !over(in));
-    return err;
-}
-
-static void page_pin(struct instance *in, struct chunk *c, uint32_t i, bool for_good)
-{
-    struct page *p = &c->pages[i];
-    if (p->pins == PINS_FOR_GOOD)
-        return;
-    if (p->pins == 0 && p->state == PAGE_RESIDENT) {
-        page_unlist(in, spt_id(c, i));
-        in->budget.pinned++;
-    }
-    c->pinned += p->pins == 0;
-    p->pins = for_good || p->pins + 1 == PINS_FOR_GOOD ? PINS_FOR_GOOD : p->pins + 1;
-}
-
-static void page_unpin(struct instance *in, struct chunk *c, uint32_t i)
-{
-    struct page *p = &c->pages[i];
-    if (p->pins == 0 || p->pins == PINS_FOR_GOOD || --p->pins)
-        return;
-    c->pinned--;
-    if (p->state == PAGE_RESIDENT) {
-        in->budget.pinned--;
-        page_make_resident(in, c, spt_id(c, i), false);
-    }
+    return err ? err : forgotten;
 }
 
 static int op_pin(struct instance *in, const struct edm_op *op)
 {
-    bool pin = op->kind == EDM_OP_PIN;
+    uint64_t end = op->start + op->len;
     if (op->start <= in->arena_start && op->len >= in->arena_len) {
-        in->pin_all += pin ? 1 : -1;
+        in->pin_all += op->kind == EDM_OP_PIN ? 1 : -1;
         in->img->pin_all = in->pin_all;
         return 0;
     }
-    uint64_t end = (op->start + op->len + EDM_PAGE_SIZE - 1) & ~(EDM_PAGE_SIZE - 1);
-    if (pin) /* what is being taken out comes to an end first */
-        quiesce(in, op->start, end);
-    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
-        struct chunk *c = spt_chunk(&in->spt, a, pin && a - in->arena_start < in->arena_len);
-        if (!c) {
-            a = spt_beyond(&in->spt, a) - EDM_PAGE_SIZE;
-            continue;
-        }
-        while (pin && c->leased && !c->unevictable && !over(in) && !lease_break(in, c, false))
-            let_go(in);
-        if (pin)
-            page_pin(in, c, spt_index(a), op->arg == 1);
-        else
-            page_unpin(in, c, spt_index(a));
-    }
-    return 0;
-}
-
-static int op_flag(struct instance *in, const struct edm_op *op, uint8_t flag)
-{
-    uint64_t end = op->start + op->len;
-    for (uint64_t a = op->start & ~(EDM_PAGE_SIZE - 1); a < end; a += EDM_PAGE_SIZE) {
-        bool arena = a - in->arena_start < in->arena_len;
-        struct chunk *c = spt_chunk(&in->spt, a, arena);
-        if (!c) {
-            a = spt_beyond(&in->spt, a) - EDM_PAGE_SIZE;
-            continue;
-        }
-        struct page *p = &c->pages[spt_index(a)];
-        p->flags = op->arg ? p->flags | flag : p->flags & (uint8_t)~flag;
-    }
-    return 0;
+    if (op->kind == EDM_OP_UNPIN)
+        return advice_unpin(in, op->start, op->len);
+    quiesce(in, op->start, end); /* what is being taken out comes to an end first */
+    int err = advice_pin(in, op->start, op->len, op->arg == 1);
+    if (!err)
+        break_leases(in, op->start, end);
+    return err;
 }
 
 static int op_pageout(struct instance *in, const struct edm_op *op)
@@ -378,9 +329,9 @@ static int op_act(struct instance *in, const struct edm_op *op, uint32_t slot)
     case EDM_OP_UNPIN:
         return op_pin(in, op);
     case EDM_OP_WIPEONFORK:
-        return op_flag(in, op, PF_WIPE);
+        return advice_flag(in, op->start, op->len, PF_WIPE, op->arg);
     case EDM_OP_DONTFORK:
-        return op_flag(in, op, PF_NOFORK);
+        return advice_flag(in, op->start, op->len, PF_NOFORK, op->arg);
     case EDM_OP_WILLNEED:
         return op_willneed(in, op);
     case EDM_OP_PAGEOUT:

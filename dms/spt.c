@@ -36,6 +36,8 @@ int spt_init(struct spt *t, struct image *img)
         }
         *slot = c;
     }
+    if (t->nchunks && t->nchunks < IMAGE_CHUNKS) /* what a dead server had begun to fill */
+        memset(&t->chunks[t->nchunks], 0, sizeof(*t->chunks));
     return 0;
 }
 
@@ -49,6 +51,23 @@ void spt_fini(struct spt *t)
     memset(t, 0, sizeof(*t));
 }
 
+/* What the program has said of the chunk's pages before there was one. */
+static void chunk_fill(const struct marks *m, struct chunk *c)
+{
+    const uint64_t start = c->addr >> EDM_PAGE_SHIFT, end = start + EDM_CHUNK_PAGES;
+    for (uint64_t at = start; at < end;) {
+        struct mark k = marks_at(m, at);
+        uint64_t stop = k.end < end ? k.end : end;
+        bool any = k.flags || k.pins;
+        for (; any && at < stop; at++) {
+            c->pages[at - start].flags = k.flags;
+            c->pages[at - start].pins = k.pins;
+            c->pinned += k.pins > 0;
+        }
+        at = stop;
+    }
+}
+
 static struct chunk *chunk_new(struct spt *t, uint64_t number)
 {
     if (t->nchunks == IMAGE_CHUNKS)
@@ -56,6 +75,7 @@ static struct chunk *chunk_new(struct spt *t, uint64_t number)
     struct chunk *c = &t->chunks[t->nchunks];
     c->addr = number << EDM_CHUNK_SHIFT;
     c->number = t->nchunks;
+    chunk_fill(&t->img->marks, c);
     image_order();
     t->img->nchunks = ++t->nchunks;
     return c;

@@ -44,14 +44,18 @@ static long advise_fork(uint64_t addr, uint64_t len, int advice)
 {
     bool wipe = advice == MADV_WIPEONFORK || advice == MADV_KEEPONFORK;
     bool on = advice == MADV_WIPEONFORK || advice == MADV_DONTFORK;
+    int undo = wipe ? (on ? MADV_KEEPONFORK : MADV_WIPEONFORK) : (on ? MADV_DOFORK : MADV_DONTFORK);
     uint32_t bit = wipe ? ARENA_WIPE : ARENA_DONTFORK;
     long ret = sys_madvise(addr, len, advice);
     if (ret)
         return ret;
     arena_set_state(addr, len, on ? 0 : bit, ARENA_MARKED | (on ? bit : 0));
-    if (managed_attached())
-        ops_request(wipe ? EDM_OP_WIPEONFORK : EDM_OP_DONTFORK, addr, len, on);
-    return 0;
+    if (!managed_attached() ||
+        ops_request(wipe ? EDM_OP_WIPEONFORK : EDM_OP_DONTFORK, addr, len, on) != -ENOMEM)
+        return 0;
+    arena_set_state(addr, len, on ? bit : 0, on ? 0 : bit);
+    sys_madvise(addr, len, undo); /* the server keeps thousands of large ranges, not more */
+    return -ENOMEM;
 }
 
 /* To swap is not where these pages go. */
@@ -145,7 +149,7 @@ long managed_madvise(uint64_t addr, uint64_t len, int advice)
 
 /* Pins (or frees) the managed pieces of the range that are not (or are) pinned already: mlock does
  * not nest, pins do. */
-static void pin(uint64_t addr, uint64_t end, bool on)
+static long pin(uint64_t addr, uint64_t end, bool on)
 {
     struct arena_piece p;
     bool inside;
@@ -155,14 +159,16 @@ static void pin(uint64_t addr, uint64_t end, bool on)
             stop = p.end;
             bool is_on = p.state & ARENA_LOCKED;
             if (!(p.state & ARENA_FOREIGN) && is_on != on) {
-                if (managed_attached())
-                    ops_request(on ? EDM_OP_PIN : EDM_OP_UNPIN, addr, stop - addr, 0);
+                if (managed_attached() &&
+                    ops_request(on ? EDM_OP_PIN : EDM_OP_UNPIN, addr, stop - addr, 0) == -ENOMEM)
+                    return -ENOMEM; /* as advise_fork */
                 arena_set_state(addr, stop - addr, on ? 0 : ARENA_LOCKED,
                                 ARENA_MARKED | (on ? ARENA_LOCKED : 0));
             }
         }
         addr = stop;
     }
+    return 0;
 }
 
 static long call_mlock(uint64_t addr, uint64_t len, unsigned flags)
@@ -181,8 +187,9 @@ long managed_mlock(uint64_t addr, uint64_t len, unsigned flags)
     if (!whole)
         end = hole;
     if (end > start) {
-        pin(start, end, true);
-        long ret = call_mlock(start, end - start, flags);
+        long ret = pin(start, end, true);
+        if (!ret)
+            ret = call_mlock(start, end - start, flags);
         if (ret == -EPERM || ret == -EINVAL) /* nothing was locked */
             pin(start, end, false);
         if (ret)

@@ -282,6 +282,38 @@ static void do_short_children(void)
     }
 }
 
+static void request(uint32_t kind, uint64_t start, uint64_t len, uint64_t arg)
+{
+    struct edm_op *op = &me.chan->ops[0];
+    op->kind = kind;
+    op->start = start;
+    op->len = len;
+    op->arg = arg;
+    __atomic_store_n(&op->state, EDM_OP_REQUEST, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&me.chan->op_bell, 1, __ATOMIC_SEQ_CST);
+    syscall(SYS_futex, &me.chan->op_bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    while (__atomic_load_n(&op->state, __ATOMIC_ACQUIRE) == EDM_OP_REQUEST)
+        usleep(1000);
+    check(!op->result, "request");
+    op->state = EDM_OP_FREE;
+}
+
+/* Advice for all of a memory that is far larger than what there is, and that holds nothing. */
+static void do_huge_advice(void)
+{
+    const uint64_t half = HUGE_ARENA / 2;
+    me.len = HUGE_ARENA;
+    attach();
+    uint64_t start = (uintptr_t)me.arena;
+    request(EDM_OP_PIN, start + EDM_PAGE_SIZE, half, 0);
+    request(EDM_OP_DONTFORK, start + half / 2 + 5 * EDM_PAGE_SIZE, half, 1);
+    request(EDM_OP_WIPEONFORK, start + half, half - EDM_PAGE_SIZE, 1);
+    request(EDM_OP_UNPIN, start + half / 3, EDM_PAGE_SIZE, 0);
+    request(EDM_OP_DONTFORK, start + half, half, 0);
+    for (uint64_t at = 0; at < HUGE_ARENA; at += HUGE_ARENA / 128)
+        check(!munmap(me.arena + at, HUGE_ARENA / 256), "munmap");
+}
+
 /* Each waits for pages that do not come. */
 static void do_many_requests(void)
 {
@@ -301,6 +333,7 @@ static const struct {
     {"many_requests", do_many_requests},
     {"orphaned_commands", do_orphaned_commands},
     {"short_children", do_short_children},
+    {"huge_advice", do_huge_advice},
 };
 
 int main(int argc, char **argv)
