@@ -18,6 +18,8 @@
 #define DRAIN_SLICE 32
 #define ZERO_PAGES 32
 #define STARVED_NS 5000000u
+#define WAITERS_MAX 16384 /* more than threads of a program, and each signal may add one */
+#define WAITERS_LOOK 64
 #define WAIT_LIMIT_NS                                                                              \
     1000000000ull /* without any progress: then a fault no longer waits for room */
 
@@ -329,11 +331,24 @@ static int fault_resolve(struct instance *in, const struct waiter *w)
 
 /* ---- waiting faults ---- */
 
+/* A signal ends a thread's wait; then it faults anew. */
+static bool waits_already(const struct instance *in, const struct waiter *w)
+{
+    for (size_t i = in->nwaiters; i > 0 && i + WAITERS_LOOK > in->nwaiters; i--) {
+        const struct waiter *old = &in->waiters[i - 1];
+        if (old->addr == w->addr && old->tid == w->tid && old->flags == w->flags)
+            return true;
+    }
+    return false;
+}
+
 void dm_handler_wait(struct instance *in, const struct waiter *w, enum wait_reason why)
 {
+    if (waits_already(in, w))
+        return;
     if (in->nwaiters == in->waiters_cap) {
         size_t cap = in->waiters_cap ? in->waiters_cap * 2 : 64;
-        struct waiter *more = realloc(in->waiters, cap * sizeof(*more));
+        struct waiter *more = cap > WAITERS_MAX ? NULL : realloc(in->waiters, cap * sizeof(*more));
         if (!more) { /* let the thread fault again */
             uffd_wake(in->uffd, w->addr, EDM_PAGE_SIZE);
             return;

@@ -314,6 +314,24 @@ static void do_huge_advice(void)
         check(!munmap(me.arena + at, HUGE_ARENA / 256), "munmap");
 }
 
+static void on_signal(int sig)
+{
+}
+
+/* A thread that waits for an outcome faults again after each signal. */
+static void do_many_signals(void)
+{
+    struct sigaction sa = {.sa_handler = on_signal};
+    sigaction(SIGUSR1, &sa, NULL);
+    owe();
+    check(!madvise(me.arena, BUDGET, MADV_DONTNEED), "madvise");
+    touch(EDM_PAGE_SIZE);
+    for (int i = 0; i < 400000; i++) {
+        pthread_kill(toucher, SIGUSR1);
+        sched_yield();
+    }
+}
+
 /* Each waits for pages that do not come. */
 static void do_many_requests(void)
 {
@@ -334,6 +352,7 @@ static const struct {
     {"orphaned_commands", do_orphaned_commands},
     {"short_children", do_short_children},
     {"huge_advice", do_huge_advice},
+    {"many_signals", do_many_signals},
 };
 
 int main(int argc, char **argv)
