@@ -23,6 +23,7 @@
 
 #define AUTO_LINGER_NS 5000000000ull
 #define CONNS_MAX 16384
+#define CONNS_PROCESS 64 /* a process needs one, and one more while it execs */
 #define LOCK_TRIES 50
 #define LPET_BACK_NS 5000000000ull /* an LPET that lives comes back much sooner */
 
@@ -211,6 +212,22 @@ static void conn_refuse(struct conn *c, int code, const char *text)
     conn_close(c);
 }
 
+/* So that one process, or one user, does not leave others outside. */
+static const char *conn_check(const struct conn *c)
+{
+    unsigned user = 0, process = 0;
+    for (const struct conn *o = srv.conns; o; o = o->next) {
+        user += o->peer.uid == c->peer.uid;
+        process += o->peer.pid && o->peer.pid == c->peer.pid; /* 0: of a namespace around ours */
+    }
+    bool ours = c->peer.uid == 0 || c->peer.uid == geteuid();
+    if (!peer_allowed(&c->peer))
+        return "this server belongs to another user: start your own, or ask for server_group";
+    if (process > CONNS_PROCESS || (user > CONNS_MAX / 2 && !ours))
+        return "too many connections";
+    return NULL;
+}
+
 static void conn_accept(void)
 {
     int fd = accept4(srv.listen_fd, NULL, NULL, SOCK_CLOEXEC);
@@ -239,9 +256,10 @@ static void conn_accept(void)
         srv.conns->prev = c;
     srv.conns = c;
     srv.nconns++;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->peer, &len) || !peer_allowed(&c->peer)) {
-        conn_refuse(c, -EACCES,
-                    "this server belongs to another user: start your own, or ask for server_group");
+    bool known = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->peer, &len) == 0;
+    const char *bad = known ? conn_check(c) : "who are you?";
+    if (bad) {
+        conn_refuse(c, -EACCES, bad);
         return;
     }
     struct epoll_event ev = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = c};

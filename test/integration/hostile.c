@@ -332,6 +332,13 @@ static void do_many_signals(void)
     }
 }
 
+/* None of them is ever attached, and each has memory and descriptors of the server's. */
+static void do_many_hellos(void)
+{
+    for (int i = 0; i < 300; i++)
+        say_hello(call());
+}
+
 /* Each waits for pages that do not come. */
 static void do_many_requests(void)
 {
@@ -353,6 +360,7 @@ static const struct {
     {"short_children", do_short_children},
     {"huge_advice", do_huge_advice},
     {"many_signals", do_many_signals},
+    {"many_hellos", do_many_hellos},
 };
 
 int main(int argc, char **argv)
