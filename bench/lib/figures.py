@@ -30,6 +30,12 @@ class Figures:
         found = self.values(key, variant, metric)
         return statistics.median(found) if found else None
 
+    def said(self, key, variant, metric):
+        """Median (least-most), or why there is none."""
+        why = [w for k, v, w in self.failed if (k, v) == (key, variant)]
+        values = self.values(key, variant, metric)
+        return why[-1] if why and not values else spread(values)
+
     def ratios(self, key, base, variant, metric):
         """base / variant, turn by turn: above 1, variant needs less."""
         of = self.of.get(key, {})

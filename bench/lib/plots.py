@@ -199,12 +199,12 @@ def fits(figures, folder):
     save(figure, folder, "fits")
 
 
-SCALE = {"space": ("Address space, 32 MiB of pages in it", "GiB", ("p50", "p99"), "µs a fault"),
-         "mappings": ("Mappings", "mappings", ("p50", "p99"), "µs a fault"),
-         "instances": ("Instances", "instances", ("p50", "p99", "all"), "µs a fault"),
+SCALE = {"space": ("Address space, 32 MiB of pages in it", "GiB", ("p50", "p99"), "µs a fault (log)"),
+         "mappings": ("Mappings", "mappings", ("p50", "p99"), "µs a fault (log)"),
+         "instances": ("Instances", "instances", ("p50", "p99", "all"), "µs a fault (log)"),
          "metadata": ("Metadata", "MiB managed", ("percent",), "% of managed bytes")}
 LINES = {"p50": ("p50", "#0072B2", "D-"), "p99": ("p99", "#D55E00", "v-"),
-         "all": ("all at work: clock / faults", "#009E73", "X-"), "percent": ("measured", "#0072B2", "D-")}
+         "all": ("all at work", "#009E73", "X-"), "percent": ("measured", "#0072B2", "D-")}
 
 
 def scale_panel(axis, figures, key):
@@ -224,11 +224,16 @@ def scale_panel(axis, figures, key):
     axis.set_title(title, loc="left")
     axis.set_xscale("log", base=2 if key in ("scale.space", "scale.metadata") else 10)
     axis.set_xticks([float(p) for p in points], [plain(float(p)) for p in points])
+    if key == "scale.metadata":
+        axis.set_ylim(bottom=0)
+    else:
+        axis.set_yscale("log")
+        log_axis(axis.yaxis)
     axis.minorticks_off()
-    axis.set_ylim(bottom=0)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
-    axis.legend(loc="best")
+    axis.legend(loc="lower right", bbox_to_anchor=(1.02, 0.99), ncol=3, borderaxespad=0, columnspacing=1,
+                handletextpad=0.4)
 
 
 def scale(figures, folder):
@@ -252,7 +257,8 @@ def targets_plot(figures, folder):
         bound = float(re.search(r"[\d.]+", target)[0])
         if said != "not measured" and float(measured.split()[0]) > 0:
             value = float(measured.split()[0])
-            rows.append((f"{what}  {target}", value / bound if target[0] in "≥>" else bound / value, said == "reached"))
+            beyond = value / bound if target[0] in "≥>" else bound / value
+            rows.append((f"{what}  {target}", beyond, said == "reached"))
     figure, axis = plt.subplots(figsize=(10.5, 0.29 * len(rows) + 1.5))
     for good, colour, mark, label in ((True, "#0072B2", "o", "reached"), (False, "#D55E00", "X", "missed")):
         at = [i for i, r in enumerate(rows) if r[2] == good]

@@ -83,10 +83,11 @@ def programs_section(figures):
     text = ("\n## Programs, half of their memory local\n\nSeconds by the clock; half of what the program needs is"
             f" local.\n\n![programs]({plots.link('programs')})\n")
     for key in keys:
-        rows = [[name_of(v), turns_of(figures, key, v), spread(figures.values(key, v, "seconds")),
+        rows = [[name_of(v), turns_of(figures, key, v), figures.said(key, v, "seconds"),
                  spread(figures.values(key, v, "cpu")), memory(figures, key, v)] for v in figures.of[key]]
         rows += [[r[0], "", r[2], "", ""] for r in against(figures, key, ["seconds"])]
-        text += f"\n### {key[8:]}\n\n" + table(["", "turns", "elapsed", "CPU of the program", "MiB: program + store"], rows)
+        head = ["", "turns", "elapsed", "CPU of the program", "MiB: program + store"]
+        text += f"\n### {key[8:]}\n\n" + table(head, rows)
     return text + redis(figures)
 
 
@@ -107,11 +108,12 @@ def fits_section(figures):
         for v, name in (("again", "native again"), ("edm", "EDM")):
             values, cpu = (figures.ratios(key, v, base, m) for m in (metric, "cpu"))
             if values:
-                rows.append([key[5:] if v == "again" else "", name, str(len(values)), ratio(values, 3), ratio(cpu, 3)])
+                label = key[5:] if v == "again" else ""
+                rows.append([label, name, str(len(values)), ratio(values, 3), ratio(cpu, 3)])
     if not rows:
         return ""
-    return ("\n## Programs with room for all their memory\n\nTime relative to native jemalloc (commands: to native), pair by pair: median"
-            " (quartiles). The second native run of each pair shows the noise. Programs that time themselves (churn,"
+    return ("\n## Programs with room for all their memory\n\nTime relative to native jemalloc (commands: to"
+            " native), pair by pair: median (quartiles). The second native run of each pair shows the noise. Programs that time themselves (churn,"
             " touch, paging): by that; CPU is the program's, without the server's.\n\n"
             + f"![programs that fit]({plots.link('fits')})\n\n"
             + table(["", "", "pairs", "elapsed", "CPU"], rows))
@@ -129,7 +131,8 @@ def scale_section(figures):
         metrics = list(dict.fromkeys(m for turns in points.values() for t in turns.values() for m in t))
         heads = {"p50": "fault p50, µs", "p99": "p99, µs", "mean": "mean, µs", "all": "all work: µs a fault",
                  "faults": "faults", "per_page": "bytes per page", "percent": "% of managed bytes"}
-        rows = [[p, turns_of(figures, key, p)] + [spread(figures.values(key, p, m)) for m in metrics] for p in points]
+        rows = [[p, turns_of(figures, key, p)] + [spread(figures.values(key, p, m)) for m in metrics]
+                for p in points]
         text += "\n" + table([names[key[6:]], "turns"] + [heads[m] for m in metrics], rows)
     return text
 

@@ -108,11 +108,11 @@ class Turn:
         if not self.server:
             return command, {}
         local = f"{self.local >> 20}M" if self.local else f"{self.bench.plenty >> 20}M"
-        set_here = {"socket": self.server.socket, "server": "require", "local_memory": local,
-                    **KINDS[self.name][2]}
-        if not self.local: # as users do it who do not count: no process beside it
+        set_here = {"socket": self.server.socket, "local_memory": local, **KINDS[self.name][2]}
+        if not self.local: # as users do it who do not count: no process beside it, server = "auto"
             return command, {"LD_PRELOAD": self.bench.shim,
                              **{f"EDM_{k.upper()}": v for k, v in set_here.items()}}
+        set_here["server"] = "require"
         options = [o for k, v in set_here.items() for o in ("-o", f"{k}={v}")]
         return [self.bench.edm, "run", *options, "--stats", self.stats, "--", *command], {}
 
