@@ -258,7 +258,7 @@ def targets_plot(figures, folder):
         if said != "not measured" and float(measured.split()[0]) > 0:
             value = float(measured.split()[0])
             beyond = value / bound if target[0] in "≥>" else bound / value
-            rows.append((f"{what}  {target}", beyond, said == "reached"))
+            rows.append((f"{what}  {target}", beyond, said.startswith("reached")))
     figure, axis = plt.subplots(figsize=(10.5, 0.29 * len(rows) + 1.5))
     for good, colour, mark, label in ((True, "#0072B2", "o", "reached"), (False, "#D55E00", "X", "missed")):
         at = [i for i, r in enumerate(rows) if r[2] == good]

@@ -113,8 +113,9 @@ def fits_section(figures):
     if not rows:
         return ""
     return ("\n## Programs with room for all their memory\n\nTime relative to native jemalloc (commands: to"
-            " native), pair by pair: median (quartiles). The second native run of each pair shows the noise. Programs that time themselves (churn,"
-            " touch, paging): by that; CPU is the program's, without the server's.\n\n"
+            " native), pair by pair: median (quartiles). The second native run of each pair shows the noise."
+            " Programs that time themselves (churn, touch, paging): by that; CPU is the program's, without the"
+            " server's.\n\n"
             + f"![programs that fit]({plots.link('fits')})\n\n"
             + table(["", "", "pairs", "elapsed", "CPU"], rows))
 
@@ -146,10 +147,11 @@ def failures(figures):
 
 def targets_section(figures):
     lines = targets.all_of(figures)
-    said = [l[4] for l in lines]
+    said = [l[4].rstrip("?") for l in lines]
     return (f"\n## Targets: {said.count('reached')} reached, {said.count('**missed**')} missed,"
-            f" {said.count('not measured')} not measured\n\nMedian (quartiles) of the ratios turn by turn. Half of the"
-            " memory local where nothing else is said; paging is one thread, pages that compress 2:1."
+            f" {said.count('not measured')} not measured\n\nMedian (quartiles) of the ratios turn by turn; a question"
+            f" mark where fewer than {targets.ENOUGH} figures stand behind a verdict. Half of the memory local where"
+            " nothing else is said; paging is one thread, pages that compress 2:1."
             f" \"Flat\" is taken as at most {targets.FLAT} times.\n\n"
             f"![targets]({plots.link('targets')})\n\n" + table(["", "target", "measured", "figures", ""], lines))
 

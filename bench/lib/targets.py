@@ -4,6 +4,7 @@ import statistics
 from figures import ratio
 
 PAGING = "paging.half.t1.l50"
+ENOUGH = 5   # figures; a verdict from fewer has a question mark
 FLAT = 1.25  # "flat": the dearest point costs at most so much of the cheapest
 
 # what, workload, base, variant, metric, at least (base / variant)
@@ -38,11 +39,13 @@ def base_of(figures, key):
     return "native" if "native" in figures.of[key] else "jemalloc"
 
 
-def line(what, target, values, reached, digits=2, note=""):
+def line(what, target, values, reached, digits=2, note="", turns=None):
+    """turns: how many figures stand behind it, where that is not the number of values."""
     if not values:
         return (what, target, "–", "", "not measured")
+    turns = len(values) if turns is None else turns
     said = "reached" if reached(statistics.median(values)) else "**missed**"
-    return (what, target, ratio(values, digits) + note, str(len(values)), said)
+    return (what, target, ratio(values, digits) + note, str(turns), said + ("" if turns >= ENOUGH else "?"))
 
 
 def least(figures, what, key, base, variant, metric, bound, sign="≥"):
@@ -57,13 +60,16 @@ def most(figures, what, key, variant, base, metric, bound, digits=2, note=""):
 
 
 def programs(figures):
-    lines, against = [], []
+    lines, against, turns = [], [], []
     for name in PROGRAMS:
         for base in ("zram", "file"):
             lines.append(least(figures, f"{name}, elapsed, against {base}", f"program.{name}", base, "edm",
                                "seconds", 1, ">"))
-        against += [statistics.median(r) for r in [figures.ratios(f"program.{name}", "file", "edm", "seconds")] if r]
-    lines.append(line(f"median of {len(against)} programs, against a file", "≥ 2 ×", against, lambda x: x >= 2))
+        ratios = figures.ratios(f"program.{name}", "file", "edm", "seconds")
+        against += [statistics.median(ratios)] if ratios else []
+        turns.append(len(ratios))
+    lines.append(line(f"median of {len(against)} programs, against a file", "≥ 2 ×", against, lambda x: x >= 2,
+                      turns=min(turns)))
     return lines
 
 
@@ -85,9 +91,11 @@ def scale(figures):
     for key, what in (("space", "1 GiB to 1 TiB"), ("mappings", "10 to 50,000 mappings"),
                       ("instances", "1 to 100 instances")):
         points = figures.of.get(f"scale.{key}", {})
-        medians = [m for m in (figures.median(f"scale.{key}", p, "p50") for p in points) if m]
+        taken = [t for t in (figures.values(f"scale.{key}", p, "p50") for p in points) if t]
+        medians = [statistics.median(t) for t in taken]
         worst = [max(medians) / min(medians)] if len(medians) > 1 else []
-        lines.append(line(f"fault p50, {what}: dearest of cheapest", f"≤ {FLAT} ×", worst, lambda x: x <= FLAT))
+        lines.append(line(f"fault p50, {what}: dearest of cheapest", f"≤ {FLAT} ×", worst, lambda x: x <= FLAT,
+                          turns=min(map(len, taken), default=0)))
     shares = [v for p in figures.of.get("scale.metadata", {})
               for v in figures.values("scale.metadata", p, "percent")]
     lines.append(line("metadata, per cent of managed bytes", "≤ 0.5", shares, lambda x: x <= 0.5))
