@@ -150,7 +150,7 @@ def targets_section(figures):
     said = [l[4].rstrip("?") for l in lines]
     return (f"\n## Targets: {said.count('reached')} reached, {said.count('**missed**')} missed,"
             f" {said.count('not measured')} not measured\n\nMedian (quartiles) of the ratios turn by turn; a question"
-            f" mark where fewer than {targets.ENOUGH} figures stand behind a verdict. Half of the memory local where"
+            f" mark where fewer than {targets.ENOUGH} figures, or {targets.PAIRS} pairs, stand behind a verdict. Half of the memory local where"
             " nothing else is said; paging is one thread, pages that compress 2:1."
             f" \"Flat\" is taken as at most {targets.FLAT} times.\n\n"
             f"![targets]({plots.link('targets')})\n\n" + table(["", "target", "measured", "figures", ""], lines))

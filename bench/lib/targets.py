@@ -5,6 +5,7 @@ from figures import ratio
 
 PAGING = "paging.half.t1.l50"
 ENOUGH = 5   # figures; a verdict from fewer has a question mark
+PAIRS = 20   # the same for overheads of a few per cent
 FLAT = 1.25  # "flat": the dearest point costs at most so much of the cheapest
 
 # what, workload, base, variant, metric, at least (base / variant)
@@ -39,13 +40,13 @@ def base_of(figures, key):
     return "native" if "native" in figures.of[key] else "jemalloc"
 
 
-def line(what, target, values, reached, digits=2, note="", turns=None):
+def line(what, target, values, reached, digits=2, note="", turns=None, enough=None):
     """turns: how many figures stand behind it, where that is not the number of values."""
     if not values:
         return (what, target, "–", "", "not measured")
     turns = len(values) if turns is None else turns
     said = "reached" if reached(statistics.median(values)) else "**missed**"
-    return (what, target, ratio(values, digits) + note, str(turns), said + ("" if turns >= ENOUGH else "?"))
+    return (what, target, ratio(values, digits) + note, str(turns), said + ("" if turns >= (enough or ENOUGH) else "?"))
 
 
 def least(figures, what, key, base, variant, metric, bound, sign="≥"):
@@ -54,9 +55,9 @@ def least(figures, what, key, base, variant, metric, bound, sign="≥"):
     return line(what, f"{sign} {bound:g} ×", values, above)
 
 
-def most(figures, what, key, variant, base, metric, bound, digits=2, note=""):
+def most(figures, what, key, variant, base, metric, bound, digits=2, note="", enough=None):
     values = figures.ratios(key, variant, base, metric)
-    return line(what, f"≤ {bound:g} ×", values, lambda x: x <= bound, digits, note)
+    return line(what, f"≤ {bound:g} ×", values, lambda x: x <= bound, digits, note, enough=enough)
 
 
 def programs(figures):
@@ -82,7 +83,7 @@ def fits(figures):
         note = f"; native again {ratio(noise, 3)}" if noise else ""
         bound = 1.05 if key == "fits.touch" else 1.02
         lines.append(most(figures, f"{key[5:]}, all of it local, of {base}", key, "edm", base, metric, bound, 3,
-                          note))
+                          note, PAIRS))
     return lines
 
 
