@@ -119,7 +119,8 @@ static void json_server(FILE *f)
     json_level(f, "memory_store", &s.memory);
     fputc(',', f);
     json_level(f, "disk_store", &s.disk);
-    fprintf(f, ",\"raw_pages\":%lu,\"lz4_pages\":%lu,\"peers\":", s.raw_pages, s.lz4_pages);
+    fprintf(f, ",\"raw_pages\":%lu,\"lz4_pages\":%lu,\"refused_pages\":%lu,\"peers\":", s.raw_pages,
+            s.lz4_pages, copies_refused());
     copies_peers_json(f);
     fputc('}', f);
 }

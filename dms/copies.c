@@ -340,6 +340,28 @@ static store_handle local_hold(store_handle h)
     return local;
 }
 
+/* The copy here is not the page: another takes its place. False: there is none. */
+static bool local_is_bad(store_handle h, store_handle local)
+{
+    bool other = false;
+    pthread_mutex_lock(&copies.lock);
+    struct entry *e = entry_of(h);
+    for (unsigned k = 0; k < REMOTE_MAX; k++)
+        other |= place_is_there(&e->at[k]);
+    bool drop = other && e->local == local;
+    if (drop) {
+        local_leave(e);
+        e->wanted = (uint8_t)(e->wanted + e->keep_local);
+        e->keep_local = false;
+        copies.refused_pages++;
+        entry_settle(h & ~COPIES_BIT);
+    }
+    pthread_mutex_unlock(&copies.lock);
+    if (drop)
+        edm_warn("slot %u of this rank: a damaged page is refused", local);
+    return other;
+}
+
 int copies_view(store_handle h, uint32_t version, void *buf, struct store_view *v)
 {
     if (!is_entry(h))
@@ -348,6 +370,8 @@ int copies_view(store_handle h, uint32_t version, void *buf, struct store_view *
     if (!local)
         return -EAGAIN;
     int err = store_view(local, version, buf, v);
+    if (err == -EBADMSG && local_is_bad(h, local))
+        err = -EAGAIN;
     store_unref(local);
     return err;
 }
@@ -360,8 +384,10 @@ bool copies_same(store_handle h, uint32_t version, const void *page)
     copies_hash(page, hash);
     pthread_mutex_lock(&copies.lock);
     const struct entry *e = entry_of(h);
+    /* the copy here was refused: let it be stored anew */
+    bool refused = e->placement == EDM_PLACEMENT_LOCAL && !e->keep_local;
     bool same = e->version == version && memcmp(e->hash, hash, sizeof(hash)) == 0 &&
-                (e->local || entry_places(e));
+                (e->local || entry_places(e)) && !refused;
     pthread_mutex_unlock(&copies.lock);
     return same;
 }
@@ -406,6 +432,7 @@ static void place_is_bad(store_handle h, int rank, uint32_t slot)
 {
     edm_warn("rank %d slot %u: a damaged or older page is refused", rank, slot);
     pthread_mutex_lock(&copies.lock);
+    copies.refused_pages++;
     struct entry *e = entry_of(h);
     for (unsigned k = 0; k < REMOTE_MAX; k++)
         if (e->at[k].slot == slot && homes_rank(e->at[k].home) == rank &&
@@ -560,6 +587,8 @@ static int read_any(store_handle h, uint32_t version, void *buf)
     int err = -EIO;
     if (local) {
         err = store_read(local, version, buf);
+        if (err)
+            local_is_bad(h, local);
         store_unref(local);
         if (!err)
             return 0;
@@ -692,6 +721,14 @@ uint64_t copies_missing(const store_handle *h, size_t n)
     }
     pthread_mutex_unlock(&copies.lock);
     return missing;
+}
+
+uint64_t copies_refused(void)
+{
+    pthread_mutex_lock(&copies.lock);
+    uint64_t n = copies.refused_pages;
+    pthread_mutex_unlock(&copies.lock);
+    return n;
 }
 
 void copies_describe(store_handle h, char *buf, size_t len)

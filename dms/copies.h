@@ -101,6 +101,8 @@ int copies_fetch(int rank, const struct copies_page *pages, unsigned n, copies_d
 
 /* How many of these pages have fewer copies than they should. */
 uint64_t copies_missing(const store_handle *h, size_t n);
+/* Copies, here and elsewhere, that were asked for and were damaged, older or unreadable. */
+uint64_t copies_refused(void);
 /* "rank R slot N" of the page's (last) copy, for messages. */
 void copies_describe(store_handle h, char *buf, size_t len);
 /* server.peers of `edm stat --json`: the array. */

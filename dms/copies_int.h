@@ -74,6 +74,7 @@ struct copies {
     struct placement_rank *choice; /* the same ranks, as placement.c wants them */
     int possible[3];               /* ranks that could have a copy, by placement */
     int nranks, self;
+    uint64_t refused_pages; /* copies that were not what they should be */
     bool refused, full_told;
     uint64_t joined_ns;
     bool joined;       /* the ranks are known: before that nothing leaves this one */

@@ -224,7 +224,8 @@ static void batch_read(struct batch *b, uint8_t *pages)
             int err = store_read(b->local[k], b->version[k], to);
             store_unref(b->local[k]);
             b->bad[k] = err != 0;
-        } else if (b->bad[k]) {
+        }
+        if (b->bad[k]) {
             int err;
             while ((err = copies_read(b->entry[k] | COPIES_BIT, b->version[k], to)) == -EBUSY)
                 ;

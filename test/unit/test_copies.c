@@ -303,6 +303,45 @@ static void test_damaged(void **state)
     atomic_store(&far.damaged, 0);
 }
 
+/* Flips a bit of that page in the memory store's file, where it is first found there. */
+static void damage_here(uint32_t version)
+{
+    struct store_fds fds;
+    uint8_t page[RANK_PAGE], there[RANK_PAGE];
+    off_t at = -(off_t)RANK_PAGE;
+    fill(page, version);
+    store_get_fds(&fds);
+    do
+        assert_int_equal(pread(fds.memory, there, RANK_PAGE, at += RANK_PAGE), RANK_PAGE);
+    while (memcmp(page, there, RANK_PAGE) != 0);
+    there[100] ^= 4;
+    assert_int_equal(pwrite(fds.memory, there, RANK_PAGE, at), RANK_PAGE);
+}
+
+/* Two copies, and the one here is damaged: the other is asked for, and a page that is the same is
+ * stored anew. */
+static void test_damaged_here(void **state)
+{
+    const struct copies_wish wish = {EDM_PLACEMENT_LOCAL, 2};
+    uint8_t page[RANK_PAGE], buf[RANK_PAGE];
+    struct store_view v;
+    store_handle h;
+    uint64_t refused = copies_refused();
+    fill(page, 8);
+    assert_int_equal(copies_put(page, 8, &wish, false, &h), 0);
+    for (int i = 0; i < 5000 && copies_missing(&h, 1); i++)
+        usleep(1000);
+    assert_int_equal(copies_missing(&h, 1), 0);
+    assert_true(copies_same(h, 8, page));
+    damage_here(8);
+    assert_int_equal(copies_view(h, 8, buf, &v), -EAGAIN);
+    assert_int_equal(copies_rank(h), 1);
+    assert_int_equal(copies_refused(), refused + 1);
+    assert_int_equal(copies_missing(&h, 1), 1);
+    assert_false(copies_same(h, 8, page));
+    expect_right(h, 8);
+}
+
 static uint64_t stuck_pages(void)
 {
     pthread_mutex_lock(&copies.lock);
@@ -377,6 +416,7 @@ int main(void)
         cmocka_unit_test(test_busy_for_long_is_said),
         cmocka_unit_test(test_fetch_says_why),
         cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_damaged_here),
         cmocka_unit_test(test_stuck_and_not_wanted),
         cmocka_unit_test(test_stuck_and_rank_lost),
     };
