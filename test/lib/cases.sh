@@ -122,6 +122,22 @@ program_cases() {
     echo "programs.limit_is_real 60 '$PROGRAMS/limit_is_real.sh'"
 }
 
+# The disk store's file system is full, fails, or gives other bits than it was given
+disk_cases() {
+    local what copies dir="'$TEST_ROOT/test/disk"
+    for what in ext4 ext2 tmpfs; do
+        echo "disk.full.$what 60 $dir/full.sh' $what"
+    done
+    for what in down cut; do
+        echo "disk.eio.$what 90 $dir/eio.sh' $what"
+    done
+    for what in memory disk; do
+        for copies in one remote local; do
+            echo "disk.flip.$what.$copies 90 $dir/flip.sh' $what $copies"
+        done
+    done
+}
+
 # The server is replaced under a program; restart_cases ROUNDS
 restart_cases() {
     local what script="'$TEST_ROOT/test/ranks/restart.sh'"
@@ -169,6 +185,12 @@ hosts_cases() {
     for n in 1 2 3; do
         echo "hosts.start_stop.$n 200 '$TEST_ROOT/test/hosts/start_stop.sh' $n $((n + 1))"
     done
+}
+
+# Hosts whose network or disk is bad
+hosts_bad_cases() {
+    local dir="'$TEST_ROOT/test/hosts"
+    echo "hosts.bad_disk 100 $dir/bad_disk.sh'"
 }
 
 # restart_die NAME SECONDS POINT[:MOST]...: every EACHth of the points, others with another seed
@@ -238,6 +260,8 @@ short_cases() {
     program_cases
     ranks_cases
     hosts_cases
+    disk_cases | grep -v 'flip\.\(memory\.remote\|disk\.one\|disk\.local\) '
+    hosts_bad_cases
     restart_die_cases 3
     restart_killed 2
     restart_lost
@@ -280,6 +304,7 @@ long_cases() {
             sed "s/^torture\./torture.round$round./"
     done
     fuzz_cases "${EDM_TEST_FUZZ_SECONDS:-300}"
+    disk_cases
     restart_cases 20 | sed 's/^ranks\./ranks.long./'
     echo "attach_cycles.long 1800 '$LIB/attach_cycles.sh' 10000"
 }

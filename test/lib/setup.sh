@@ -2,7 +2,7 @@
 
 PACKAGES="build-essential meson ninja-build pkg-config libjemalloc-dev libmpich-dev mpich
     libconfig-dev liblz4-dev libxxhash-dev libjansson-dev libcmocka-dev liburing-dev clang-format
-    clang libclang-rt-14-dev gdb jq bc procps util-linux iproute2 python3 python3-numpy redis-server redis-tools sqlite3 xz-utils zstd perl"
+    clang libclang-rt-14-dev gdb jq bc procps util-linux mount e2fsprogs iproute2 python3 python3-numpy redis-server redis-tools sqlite3 xz-utils zstd perl"
 
 packages_install() {
     local p missing=()

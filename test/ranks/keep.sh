@@ -1,6 +1,9 @@
 # A program that fills 48 MiB, waits, and then says how many of its pages are wrong.
 
-# keep_start [KEY=VALUE...]: returns when it has filled them; sets KEEP_PID
+KEEP_FLAGS=()
+
+# keep_start [KEY=VALUE...]: returns when it has filled them; sets KEEP_PID. KEEP_FLAGS is what else
+# edm run is told.
 keep_start() {
     local opts=() o
     for o in "$@"; do
@@ -18,7 +21,7 @@ wrong = sum(int.from_bytes(memory[at : at + 8], "little") != at * 7 + 1 for at i
 print("wrong", wrong, flush=True)
 PY
     mkfifo "$CASE_TMP/go"
-    "$EDM" run -m 16M "${opts[@]}" -- /usr/bin/python3 "$CASE_TMP/keep.py" \
+    "$EDM" run -m 16M "${KEEP_FLAGS[@]}" "${opts[@]}" -- /usr/bin/python3 "$CASE_TMP/keep.py" \
         <"$CASE_TMP/go" >"$CASE_TMP/out" 2>&1 &
     KEEP_PID=$!
     exec {KEEP_GO}>"$CASE_TMP/go"
