@@ -8,6 +8,7 @@ export EDM_SOCKET=/run/edm/dms.sock EDM_SERVER=require
 JOB_OPTIONS=(-o disk_path=/run/disk -o memory_store=64M -o disk_store=512M \
     -o request_timeout=10 -o log_level=info)
 WALKERS=()
+WALKER_MIB=32
 
 # host_list N: h1,h2...
 host_list() {
@@ -46,7 +47,7 @@ rank_pid() {
 # walker_start H [OPTION...]: an instance there that checks its memory all the time
 walker_start() {
     host_run "$1" "$EDM" run -m 8M --stats "$CASE_TMP/walker.$1.json" -o attach_threshold=0 "${@:2}" -- \
-        "$EDM_BUILD/test/hosts/walker" 32 "$CASE_TMP/walkers.end" >"walker.$1" 2>"walker.$1.err" &
+        "$EDM_BUILD/test/hosts/walker" "$WALKER_MIB" "$CASE_TMP/walkers.end" >"walker.$1" 2>"walker.$1.err" &
     WALKERS+=("$!")
     until_true 20 walker_is_past "$1" 2 || fail "no program works on $1: $(cat "walker.$1.err")"
 }
@@ -62,6 +63,30 @@ walker_is_past() {
 # pages_on_others H: pages that ranks of other hosts hold for programs on H
 pages_on_others() {
     rank_stat "$1" "[.server.peers[] | select(.host != \"$1\") | .pages] | add // 0"
+}
+
+# stat_is_quick H: edm stat there takes less than 2 s (a busy machine is given three turns); sets
+# SLOWEST (ms)
+SLOWEST=0
+stat_is_quick() {
+    local began took turn
+    for turn in 1 2 3; do
+        began=${EPOCHREALTIME/./}
+        [[ -n $(rank_stat "$1" .server.rank) ]] || fail "the rank on $1 does not answer"
+        took=$(((${EPOCHREALTIME/./} - began) / 1000))
+        ((took <= SLOWEST)) || SLOWEST=$took
+        ((took >= 2000)) || return 0
+    done
+    fail "edm stat on $1 took $took ms"
+}
+
+# all_are_alive H...: no rank there takes another for dead
+all_are_alive() {
+    local h
+    for h in "$@"; do
+        [[ $(rank_stat "$h" '[.server.peers[].alive] | all') == true ]] ||
+            fail "$h takes another rank for dead: $(rank_stat "$h" .server.peers)"
+    done
 }
 
 # walker_goes_on H: three more rounds from now on, the first may have been under way

@@ -49,7 +49,7 @@ done
 for ((i = 1; i <= n; i++)); do
     walker_goes_on "h$i"
     ((n == 1 || $(pages_on_others "h$i") > 4096)) ||
-        fail "of h$i only $(pages_on_others "h$i") pages are on other hosts: $(rank_stat "h$i" -c .server.peers)"
+        fail "of h$i only $(pages_on_others "h$i") pages are on other hosts: $(rank_stat "h$i" .server.peers)"
 done
 on h1 stop
 ((RC == 125)) || fail "it stopped under running programs: $RC: $OUT"

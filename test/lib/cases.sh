@@ -190,7 +190,17 @@ hosts_cases() {
 # Hosts whose network or disk is bad
 hosts_bad_cases() {
     local dir="'$TEST_ROOT/test/hosts"
+    echo "hosts.outage.5 100 $dir/outage.sh' 5"
+    echo "hosts.slow.one_copy 150 $dir/slow.sh' 1 8"
+    echo "hosts.late 100 $dir/late.sh' 2"
     echo "hosts.bad_disk 100 $dir/bad_disk.sh'"
+}
+
+hosts_bad_long() {
+    local dir="'$TEST_ROOT/test/hosts"
+    echo "hosts.outage.40 250 $dir/outage.sh' 40"
+    echo "hosts.slow.two_copies 400 $dir/slow.sh' 2 100"
+    echo "hosts.late.long 300 $dir/late.sh' 20"
 }
 
 # restart_die NAME SECONDS POINT[:MOST]...: every EACHth of the points, others with another seed
@@ -306,5 +316,6 @@ long_cases() {
     fuzz_cases "${EDM_TEST_FUZZ_SECONDS:-300}"
     disk_cases
     restart_cases 20 | sed 's/^ranks\./ranks.long./'
+    hosts_bad_long
     echo "attach_cycles.long 1800 '$LIB/attach_cycles.sh' 10000"
 }
