@@ -165,7 +165,7 @@ ranks_cases() {
     echo "ranks.remote.disk 100 env EDM_TEST_SERVER_OPTIONS='memory_store=16M disk_store=1G'" \
         "$paging 3 placement=remote $torture --threads 8"
     echo "ranks.repair 100 '$TEST_ROOT/test/ranks/repair.sh'"
-    restart_cases 2 | grep -E '\.(local\.one_copy|remote\.two_copies|all\..*|twice|gone|spread) '
+    restart_cases 2 | grep -E '\.(remote\.two_copies|all\.two_copies|twice|gone|spread) '
     echo "ranks.restart.resize 120 '$TEST_ROOT/test/ranks/resize.sh'"
     echo "ranks.leaves 100 '$TEST_ROOT/test/ranks/leaves.sh'"
     echo "ranks.stale 100 '$TEST_ROOT/test/ranks/stale.sh'"
@@ -201,6 +201,17 @@ hosts_bad_long() {
     echo "hosts.outage.40 250 $dir/outage.sh' 40"
     echo "hosts.slow.two_copies 400 $dir/slow.sh' 2 100"
     echo "hosts.late.long 300 $dir/late.sh' 20"
+}
+
+# Ranks on two hosts are killed and replaced; hosts_restart ROUNDS
+hosts_restart() {
+    local what program
+    for what in local all turns; do
+        for program in walkers torture redis; do
+            echo "hosts.restart.$what.$program $(($1 * 30 + 100))" \
+                "env SEED=$SEED '$TEST_ROOT/test/hosts/restart.sh' $what $program $1"
+        done
+    done
 }
 
 # restart_die NAME SECONDS POINT[:MOST]...: every EACHth of the points, others with another seed
@@ -272,6 +283,7 @@ short_cases() {
     hosts_cases
     disk_cases | grep -v 'flip\.\(memory\.remote\|disk\.one\|disk\.local\) '
     hosts_bad_cases
+    hosts_restart 2 | grep '\.turns\.torture '
     restart_die_cases 3
     restart_killed 2
     restart_lost
@@ -316,6 +328,7 @@ long_cases() {
     fuzz_cases "${EDM_TEST_FUZZ_SECONDS:-300}"
     disk_cases
     restart_cases 20 | sed 's/^ranks\./ranks.long./'
+    hosts_restart 20 | sed 's/^hosts\./hosts.long./'
     hosts_bad_long
     echo "attach_cycles.long 1800 '$LIB/attach_cycles.sh' 10000"
 }
