@@ -114,12 +114,20 @@ program_cases() {
         echo "programs.$name $limit '$PROGRAMS'/$script"
     done < <(program_list)
     # The same with the stores so small that pages go to the disk, compressed and not
-    echo "programs.sqlite.disk 240 env EDM_TEST_SERVER_OPTIONS='memory_store=64M disk_store=4G'" \
-        "'$PROGRAMS/sqlite.sh'"
+    echo "programs.python.bytes.disk 240 env EDM_TEST_SERVER_OPTIONS='memory_store=64M disk_store=4G'" \
+        "'$PROGRAMS/python.sh' bytes"
     echo "programs.python.fork.disk 240 env EDM_TEST_OPTIONS=evict_method=copy" \
         "EDM_TEST_SERVER_OPTIONS='memory_store=64M disk_store=4G compression=none' '$PROGRAMS/python.sh' fork"
     echo "programs.stores_full 120 '$PROGRAMS/stores_full.sh'"
     echo "programs.limit_is_real 60 '$PROGRAMS/limit_is_real.sh'"
+}
+
+# Programs whose pages are on another rank than their own
+remote_cases() {
+    local name limit script
+    while read -r name limit script; do
+        echo "remote.$name $((limit * 4)) env EDM_TEST_RANKS=2 '$PROGRAMS'/$script"
+    done < <(program_list)
 }
 
 # The disk store's file system is full, fails, or gives other bits than it was given
@@ -284,6 +292,7 @@ short_cases() {
     disk_cases | grep -v 'flip\.\(memory\.remote\|disk\.one\|disk\.local\) '
     hosts_bad_cases
     hosts_restart 2 | grep '\.turns\.torture '
+    remote_cases | grep -E '\.python\.(fork|bytes) '
     restart_die_cases 3
     restart_killed 2
     restart_lost
@@ -326,6 +335,7 @@ long_cases() {
             sed "s/^torture\./torture.round$round./"
     done
     fuzz_cases "${EDM_TEST_FUZZ_SECONDS:-300}"
+    remote_cases
     disk_cases
     restart_cases 20 | sed 's/^ranks\./ranks.long./'
     hosts_restart 20 | sed 's/^hosts\./hosts.long./'

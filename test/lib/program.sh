@@ -48,6 +48,7 @@ managed() {
 
 RUN_OPTIONS=()
 SERVER_OPTIONS=()
+[[ -z ${EDM_TEST_RANKS:-} ]] || source "$TEST_ROOT/test/lib/far.sh"
 
 # stats FILTER: of the counters at the program's end
 stats() {
@@ -71,6 +72,7 @@ expect_sampled() {
     bad=$(jq -r '.violations[0] // empty' "$CASE_TMP/sampler.json")
     [[ -z $bad ]] || fail "sampler: $bad ($(jq '.violations | length' "$CASE_TMP/sampler.json") in all)"
     (($(jq .compared "$CASE_TMP/sampler.json") > 0)) || fail "the sampler never saw the program"
+    [[ -z ${EDM_TEST_RANKS:-} ]] || expect_far
 }
 
 expect_same() {

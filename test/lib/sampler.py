@@ -1,6 +1,7 @@
 """sampler.py EDM CGROUP BUDGET FILE: while the program in CGROUP runs, stops it for a moment again
 and again, and compares what the server says is resident (edm stat) with what the kernel says is
-mapped in the managed ranges, and both with the budget. Writes what it saw to FILE at SIGTERM.
+mapped in the managed ranges, and both with the budget; and how many pages other ranks keep. Writes
+what it saw to FILE at SIGTERM.
 
 The program is stopped because neither the kernel's list nor ours can be read at one instant while
 pages come and go; stopped, only what is in flight may differ.
@@ -86,7 +87,7 @@ class Sampler:
     def __init__(self, edm, cgroup, budget):
         self.edm, self.cgroup, self.budget = edm, cgroup, budget
         self.seen = {"samples": 0, "compared": 0, "resident_max": 0, "mapped_max": 0,
-                     "violations": []}
+                     "away_max": 0, "violations": []}
         self.held = []
 
     def stop(self):
@@ -121,7 +122,10 @@ class Sampler:
         r = subprocess.run([self.edm, "stat", "--json"], capture_output=True, timeout=30)
         if r.returncode != 0:
             return []
-        return json.loads(r.stdout)["instances"]
+        stat = json.loads(r.stdout)
+        away = sum(p["pages"] for p in stat["server"]["peers"])
+        self.seen["away_max"] = max(self.seen["away_max"], away)
+        return stat["instances"]
 
     def violation(self, text):
         if len(self.seen["violations"]) < 100:

@@ -7,7 +7,7 @@ native mpiexec -n 2 "$CASE_TMP/mpi_exchange" $((SCALE * 256)) >native.out
 budget_from_need
 INSTANCES=2
 managed mpiexec -n 2 "$CASE_TMP/mpi_exchange" $((SCALE * 256)) >managed.out 2>program.err ||
-    fail "mpiexec: $?: $(tail -2 program.err managed.out)"
+    fail "mpiexec: $?: $(tail -qn 2 program.err managed.out)"
 sort -o native.out native.out && sort -o managed.out managed.out
 expect_same native.out managed.out
 (($(stats 'map(select(.evictions.pages > 0)) | length') == 2)) || fail "not both ranks were paged"
