@@ -113,6 +113,7 @@ program_cases() {
     while read -r name limit script; do
         echo "programs.$name $limit '$PROGRAMS'/$script"
     done < <(program_list)
+    echo "programs.hundred 260 '$PROGRAMS/hundred.sh'"
     # The same with the stores so small that pages go to the disk, compressed and not
     echo "programs.python.bytes.disk 240 env EDM_TEST_SERVER_OPTIONS='memory_store=64M disk_store=4G'" \
         "'$PROGRAMS/python.sh' bytes"
