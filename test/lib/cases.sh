@@ -177,6 +177,8 @@ ranks_cases() {
     restart_cases 2 | grep -E '\.(remote\.two_copies|all\.two_copies|twice|gone|spread) '
     echo "ranks.restart.resize 120 '$TEST_ROOT/test/ranks/resize.sh'"
     echo "ranks.leaves 100 '$TEST_ROOT/test/ranks/leaves.sh'"
+    echo "ranks.fork_reads.libc 100 '$TEST_ROOT/test/ranks/fork_reads.sh' libc"
+    echo "ranks.fork_reads.raw 100 '$TEST_ROOT/test/ranks/fork_reads.sh' raw"
     echo "ranks.stale 100 '$TEST_ROOT/test/ranks/stale.sh'"
     echo "ranks.lost.one_copy 100 '$TEST_ROOT/test/ranks/lost_rank.sh' 1 KILL"
     echo "ranks.lost.two_copies 100 '$TEST_ROOT/test/ranks/lost_rank.sh' 2 KILL"

@@ -28,13 +28,21 @@ static long raw_fork(void)
     return ret;
 }
 
+/* Each server is killed once: its file goes, and that of the next is waited for. */
 static void server_kill(const char *path)
 {
     int pid = 0;
-    FILE *f = fopen(path, "re");
 
-    EXPECT(f && fscanf(f, "%d", &pid) == 1 && pid > 1, "no pid in %s", path);
-    fclose(f);
+    for (int tries = 0; pid <= 1 && tries < 3000; tries++) {
+        FILE *f = fopen(path, "re");
+
+        if (!f || fscanf(f, "%d", &pid) != 1)
+            usleep(10000);
+        if (f)
+            fclose(f);
+    }
+    EXPECT(pid > 1, "no pid in %s", path);
+    unlink(path);
     kill(pid, SIGKILL);
 }
 
