@@ -219,7 +219,7 @@ hosts_restart() {
     local what program
     for what in local all turns; do
         for program in walkers torture redis; do
-            echo "hosts.restart.$what.$program $(($1 * 30 + 100))" \
+            echo "hosts.restart.$what.$program $(($1 * 60 + 100))" \
                 "env SEED=$SEED '$TEST_ROOT/test/hosts/restart.sh' $what $program $1"
         done
     done
