@@ -7,6 +7,9 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/stat.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 /*
  * Everything down to "starting and ending it" runs on the LPET: no libc, no TLS but the bare block
@@ -624,6 +627,10 @@ static struct lpet *lpet_map(uint64_t *tls, uint64_t *stack)
     if (sys_is_error(base))
         return NULL;
     uint64_t start = (uint64_t)base;
+#ifdef __SANITIZE_ADDRESS__ /* what a thread that was here before, or the parent's, had in its     \
+                               frames */
+    __asan_unpoison_memory_region((void *)start, len);
+#endif
     sys_mprotect(start, page, PROT_NONE);
     sys_mprotect(start + page + LPET_STACK_SIZE + block, page, PROT_NONE);
     sys_madvise(start, len, MADV_DONTFORK);
