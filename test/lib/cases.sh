@@ -127,7 +127,7 @@ program_cases() {
 remote_cases() {
     local name limit script
     while read -r name limit script; do
-        echo "remote.$name $((limit * 4)) env EDM_TEST_RANKS=2 '$PROGRAMS'/$script"
+        echo "remote.$name $((limit * 8)) env EDM_TEST_RANKS=2 '$PROGRAMS'/$script"
     done < <(program_list)
 }
 
