@@ -445,6 +445,8 @@ static int msgs_handle(struct instance *in)
 
 void dm_handler_step(struct instance *in)
 {
+    if (atomic_load(&in->stop)) /* its pages are given back: none may be stored any more */
+        return;
     evict_complete(in, false);
     limbo_collect(in);
     for (int i = 0; i < 8 && msgs_handle(in) == IMAGE_MSGS; i++)

@@ -113,7 +113,6 @@ program_cases() {
     while read -r name limit script; do
         echo "programs.$name $limit '$PROGRAMS'/$script"
     done < <(program_list)
-    echo "programs.hundred 260 '$PROGRAMS/hundred.sh'"
     # The same with the stores so small that pages go to the disk, compressed and not
     echo "programs.python.bytes.disk 240 env EDM_TEST_SERVER_OPTIONS='memory_store=64M disk_store=4G'" \
         "'$PROGRAMS/python.sh' bytes"
@@ -343,5 +342,6 @@ long_cases() {
     restart_cases 20 | sed 's/^ranks\./ranks.long./'
     hosts_restart 20 | sed 's/^hosts\./hosts.long./'
     hosts_bad_long
+    echo "programs.hundred 260 '$PROGRAMS/hundred.sh'"
     echo "attach_cycles.long 1800 '$LIB/attach_cycles.sh' 10000"
 }
