@@ -147,7 +147,7 @@ void fetch_remote_spin(struct instance *in)
     while (atomic_load(&in->nremote) && !event && now_ns() < end)
         if (!peer_poll())
             event = poll(&fd, 1, 0) != 0;
-    peer_spin_end();
+    peer_spin_end(!atomic_load(&in->nremote));
     if (!event)
         peer_spin_learn(&in->spin, !atomic_load(&in->nremote));
     atomic_store(&in->spinning, false);

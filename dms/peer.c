@@ -13,11 +13,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RECEIVES 32     /* posted at a time */
+/*
+ * Posted at a time. MPICH asks the network once before it looks at the first of them, and once more
+ * after every eighth: what comes in then, for one that it has passed, nobody hears of.
+ */
+#define RECEIVES 7
 #define SPARE_MAX 256   /* buffers kept for reuse */
 #define UNSENT_MAX 1024 /* answers that a rank has not taken: then it is bad */
 #define SPIN_MIN_NS 4000ull
 #define SPIN_NS 60000ull     /* without any message: then the progress thread sleeps */
+#define SPIN_TRY 32          /* one in so many short ones is as long as the longest */
 #define DEAF_NS 200000l      /* not woken by what another thread is there for */
 #define SLEEP_MS 100         /* at most, while an answer is waited for */
 #define IDLE_MS 500          /* at most, else */
@@ -56,8 +61,10 @@ static struct {
     uint64_t timeout_ns;
     struct rank_hello self;
     pthread_t thread;
-    atomic_bool asleep;   /* the progress thread */
-    atomic_uint spinners; /* other threads that look for messages at this moment */
+    atomic_bool asleep;    /* the progress thread */
+    atomic_uint spinners;  /* other threads that look for messages at this moment */
+    atomic_ullong spun_ns; /* when the last of them found what it looked for; 0: it did not */
+    atomic_bool deaf;      /* the progress thread sleeps, and leaves messages to them */
     int wake_fd, event_fds[EVENT_FDS];
     unsigned nevents;
     /* protects requests, and asked, silent_since_ns, left of the peers */
@@ -174,6 +181,27 @@ static void thread_wake(void)
         (void)!write(job.wake_fd, &one, sizeof(one));
 }
 
+/* A message may have come in, or begun to, that nobody has taken. */
+static bool message_waits(void)
+{
+    bool waits = false;
+    if (pthread_mutex_trylock(&job.receive_lock))
+        return true; /* somebody looks, perhaps too early */
+    for (unsigned i = 0; i < RECEIVES && !waits; i++)
+        waits =
+            job.receives[i] && __atomic_load_n(&job.receives[i]->pub.head->magic, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&job.receive_lock);
+    return waits;
+}
+
+/* A thread's call of MPI took in what came over the network, and the progress thread sleeps until
+ * more comes. */
+static void tell_thread(void)
+{
+    if (atomic_load(&job.asleep) && message_waits())
+        thread_wake();
+}
+
 /* The message is MPI's until it says so; a lost rank may keep it for good. */
 static void send_message(int rank, struct buf *b)
 {
@@ -188,6 +216,7 @@ static void send_message(int rank, struct buf *b)
         return;
     }
     MPI_Test(&b->request, &sent, MPI_STATUS_IGNORE);
+    tell_thread();
     if (sent) {
         peer_buf_put(&b->pub);
         return;
@@ -412,9 +441,16 @@ bool peer_poll(void)
     return any || b;
 }
 
-uint64_t peer_spin_ns(const struct peer_spin *s)
+uint64_t peer_spin_ns(struct peer_spin *s)
 {
-    return s->ns < SPIN_MIN_NS ? SPIN_MIN_NS : s->ns;
+    if (s->ns >= SPIN_MIN_NS)
+        return s->ns;
+    return ++s->tries % SPIN_TRY ? SPIN_MIN_NS : SPIN_NS;
+}
+
+void peer_spin_learn(struct peer_spin *s, bool came)
+{
+    s->ns = came ? SPIN_NS : s->ns / 2;
 }
 
 void peer_spin_begin(void)
@@ -422,15 +458,20 @@ void peer_spin_begin(void)
     atomic_fetch_add(&job.spinners, 1);
 }
 
-void peer_spin_end(void)
+void peer_spin_end(bool came)
 {
+    atomic_store(&job.spun_ns, came ? clock_ns() : 0);
     atomic_fetch_sub(&job.spinners, 1);
+    if (came)
+        tell_thread();
+    else if (atomic_load(&job.deaf))
+        thread_wake();
 }
 
-void peer_spin_learn(struct peer_spin *s, bool came)
+/* Another thread looks for messages, or has just done so with success and will again. */
+static bool others_look(void)
 {
-    s->ns = came ? s->ns + SPIN_NS / 4 : s->ns / 2;
-    s->ns = s->ns > SPIN_NS ? SPIN_NS : s->ns;
+    return atomic_load(&job.spinners) || clock_ns() - atomic_load(&job.spun_ns) < DEAF_NS;
 }
 
 /* ---- time limits ---- */
@@ -537,7 +578,22 @@ static int sleep_ms(void)
     pthread_mutex_lock(&job.lock);
     int most = job.requests.used ? SLEEP_MS : IDLE_MS;
     pthread_mutex_unlock(&job.lock);
-    return atomic_load(&job.nsending) ? 1 : quarter < most ? quarter : most;
+    bool soon = atomic_load(&job.nsending) || message_waits();
+    return soon ? 1 : quarter < most ? quarter : most;
+}
+
+/* Not woken by messages, which others look for. */
+static void thread_rest(void)
+{
+    struct pollfd fd = {.fd = job.wake_fd, .events = POLLIN};
+    const struct timespec rest = {0, DEAF_NS};
+    uint64_t value;
+    atomic_store(&job.deaf, true);
+    atomic_store(&job.asleep, true);
+    if (others_look() && ppoll(&fd, 1, &rest, NULL) > 0)
+        (void)!read(job.wake_fd, &value, sizeof(value));
+    atomic_store(&job.asleep, false);
+    atomic_store(&job.deaf, false);
 }
 
 /* Nothing has come for a while: sleeps until something does. UCX takes in what has arrived at the
@@ -545,7 +601,6 @@ static int sleep_ms(void)
 static bool thread_sleep(void)
 {
     struct pollfd fds[EVENT_FDS + 1] = {{.fd = job.wake_fd, .events = POLLIN}};
-    const struct timespec deaf = {0, DEAF_NS};
     uint64_t value;
     for (unsigned i = 0; i < job.nevents; i++)
         fds[1 + i] = (struct pollfd){.fd = job.event_fds[i], .events = POLLIN};
@@ -557,29 +612,30 @@ static bool thread_sleep(void)
     atomic_store(&job.asleep, false);
     if (n > 0 && fds[0].revents)
         (void)!read(job.wake_fd, &value, sizeof(value));
-    else if (n > 0 && atomic_load(&job.spinners))
-        nanosleep(&deaf, NULL);
     return any;
 }
 
 static void *progress_main(void *arg)
 {
-    uint64_t last_ns = clock_ns();
     struct peer_spin spin = {0};
+    uint64_t end_ns = 0;
+    bool spins = false;
     pthread_setname_np(pthread_self(), "edm-ranks");
     for (;;) {
-        if (peer_poll()) {
-            last_ns = clock_ns();
-            peer_spin_learn(&spin, true);
-            check_limits();
-            continue;
-        }
+        bool any = peer_poll();
         check_limits();
-        if (clock_ns() - last_ns < peer_spin_ns(&spin))
-            continue;
-        peer_spin_learn(&spin, false);
-        if (thread_sleep() || peer_poll())
-            last_ns = clock_ns();
+        if (!any && others_look()) {
+            thread_rest();
+        } else if (any) {
+            peer_spin_learn(&spin, true);
+            end_ns = clock_ns() + peer_spin_ns(&spin);
+            spins = true;
+        } else if (clock_ns() > end_ns) {
+            if (spins)
+                peer_spin_learn(&spin, false);
+            spins = thread_sleep();
+            end_ns = clock_ns() + peer_spin_ns(&spin);
+        }
     }
     return NULL;
 }

@@ -84,14 +84,15 @@ bool peer_poll(void);
  */
 struct peer_spin {
     uint64_t ns;
+    uint32_t tries; /* short ones */
 };
 /* The time to spin now. */
-uint64_t peer_spin_ns(const struct peer_spin *s);
+uint64_t peer_spin_ns(struct peer_spin *s);
 /* Whether it came in that time. */
 void peer_spin_learn(struct peer_spin *s, bool came);
 /* Around a loop of peer_poll: the progress thread leaves messages to the loop. */
 void peer_spin_begin(void);
-void peer_spin_end(void);
+void peer_spin_end(bool came);
 
 /*
  * This rank ends: says so, and goes on serving until nobody needs it: all others end, too, or are
