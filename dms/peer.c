@@ -1,5 +1,6 @@
 #include "peer.h"
 #include "../config/log.h"
+#include "keep_off.h"
 #include <dirent.h>
 #include <errno.h>
 #include <mpi.h>
@@ -56,6 +57,7 @@ struct peer {
 
 static struct {
     int rank, ranks;
+    uint32_t machine;
     struct peer *peers;
     struct peer_ops ops;
     uint64_t timeout_ns;
@@ -86,6 +88,8 @@ static struct {
          .receive_lock = PTHREAD_MUTEX_INITIALIZER,
          .send_lock = PTHREAD_MUTEX_INITIALIZER,
          .spare_lock = PTHREAD_MUTEX_INITIALIZER};
+
+static _Thread_local struct keep_off *keeps_off; /* the progress thread's */
 
 static uint64_t clock_ns(void)
 {
@@ -286,6 +290,8 @@ int peer_request(int rank, struct peer_buf *b, size_t body, request_done *done, 
     }
     h->answer = 0;
     h->code = 0;
+    h->machine = job.machine;
+    h->cpu = keep_off_cpu();
     b->len = (uint32_t)(sizeof(*h) + body);
     send_message(rank, (struct buf *)b);
     return 0;
@@ -374,6 +380,8 @@ static void request_arrived(struct peer_buf *b)
         break;
     default:
         if (atomic_load(&p->greeted)) {
+            if (keeps_off && b->head->kind == RANK_FETCH)
+                keep_off_asked(keeps_off, b->head->machine, b->head->cpu);
             job.ops.serve(b);
         } else {
             misbehaves(rank, "no greeting");
@@ -612,15 +620,20 @@ static bool thread_sleep(void)
     atomic_store(&job.asleep, false);
     if (n > 0 && fds[0].revents)
         (void)!read(job.wake_fd, &value, sizeof(value));
+    if (n == 0 && !any)
+        keep_off_end(keeps_off);
     return any;
 }
 
 static void *progress_main(void *arg)
 {
     struct peer_spin spin = {0};
+    struct keep_off off;
     uint64_t end_ns = 0;
     bool spins = false;
     pthread_setname_np(pthread_self(), "edm-ranks");
+    keep_off_init(&off);
+    keeps_off = &off;
     for (;;) {
         bool any = peer_poll();
         check_limits();
@@ -718,6 +731,7 @@ int peer_start(const struct peer_ops *ops, struct rank_hello *self, double timeo
     for (char *c = self->host; *c; c++)
         *c = *c > ' ' && *c <= '~' && *c != '"' && *c != '\\' ? *c : '_';
     job.self = *self;
+    job.machine = keep_off_machine();
     job.peers[job.rank].hello = *self;
     if (job.ranks == 1)
         return 0;

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define RANK_MAGIC 0x6b6e6172u
-#define RANK_VERSION 2u
+#define RANK_VERSION 3u
 #define RANK_PAGE 4096u
 #define RANK_PAGES 16u   /* most pages of a STORE or FETCH */
 #define RANK_DROPS 1024u /* most slots of a DROP or CLAIM */
@@ -34,12 +34,12 @@ enum rank_kind {
 struct rank_head {
     uint32_t magic;
     uint16_t version;
-    uint8_t kind;   /* enum rank_kind */
-    uint8_t answer; /* 1: answers the request of this id */
-    uint64_t id;    /* chosen by the asking rank */
-    uint32_t count; /* pages or slots */
-    int32_t code;   /* of an answer: 0 or -errno, then no body follows */
-    uint64_t zero;
+    uint8_t kind;          /* enum rank_kind */
+    uint8_t answer;        /* 1: answers the request of this id */
+    uint64_t id;           /* chosen by the asking rank */
+    uint32_t count;        /* pages or slots */
+    int32_t code;          /* of an answer: 0 or -errno, then no body follows */
+    uint32_t machine, cpu; /* where a request was made: a machine's number, its CPU from 1; or 0 */
 };
 
 struct rank_hello {

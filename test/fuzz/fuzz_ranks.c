@@ -323,7 +323,7 @@ static void say_request(struct input *in)
 {
     uint8_t given[64];
     struct message *m = &mpi.in;
-    struct rank_head h = {RANK_MAGIC, RANK_VERSION, 0, 0, 1, 0, 0, 0};
+    struct rank_head h = {RANK_MAGIC, RANK_VERSION, 0, 0, 1, 0, 0, 0, 0};
     m->rank = 1 + input_u8(in) % 2;
     h.kind = input_u8(in) % (RANK_KINDS + 1);
     h.count = input_u8(in);

@@ -15,7 +15,7 @@ static struct rank_head *make(enum rank_kind kind, bool answer, uint32_t count)
 {
     struct rank_head *h = (void *)message;
     memset(message, 0, sizeof(message));
-    *h = (struct rank_head){RANK_MAGIC, RANK_VERSION, (uint8_t)kind, answer, 1, count, 0, 0};
+    *h = (struct rank_head){RANK_MAGIC, RANK_VERSION, (uint8_t)kind, answer, 1, count, 0, 0, 0};
     return h;
 }
 
