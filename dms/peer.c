@@ -24,6 +24,7 @@
 #define SPIN_MIN_NS 4000ull
 #define SPIN_NS 60000ull     /* without any message: then the progress thread sleeps */
 #define SPIN_TRY 32          /* one in so many short ones is as long as the longest */
+#define BUSY_NS 250000ull    /* between two messages: to spin for the next one may pay */
 #define DEAF_NS 200000l      /* not woken by what another thread is there for */
 #define SLEEP_MS 100         /* at most, while an answer is waited for */
 #define IDLE_MS 500          /* at most, else */
@@ -629,7 +630,7 @@ static void *progress_main(void *arg)
 {
     struct peer_spin spin = {0};
     struct keep_off off;
-    uint64_t end_ns = 0;
+    uint64_t last_ns = 0, end_ns = 0;
     bool spins = false;
     pthread_setname_np(pthread_self(), "edm-ranks");
     keep_off_init(&off);
@@ -640,14 +641,17 @@ static void *progress_main(void *arg)
         if (!any && others_look()) {
             thread_rest();
         } else if (any) {
-            peer_spin_learn(&spin, true);
-            end_ns = clock_ns() + peer_spin_ns(&spin);
+            uint64_t now = clock_ns();
+            if (now - last_ns < BUSY_NS)
+                peer_spin_learn(&spin, true);
+            last_ns = now;
+            end_ns = now + peer_spin_ns(&spin);
             spins = true;
         } else if (clock_ns() > end_ns) {
             if (spins)
                 peer_spin_learn(&spin, false);
             spins = thread_sleep();
-            end_ns = clock_ns() + peer_spin_ns(&spin);
+            end_ns = clock_ns() + (spins ? peer_spin_ns(&spin) : 0);
         }
     }
     return NULL;
