@@ -560,6 +560,7 @@ int copies_read_from(int rank, const struct copies_page *pages, unsigned n, void
     if (!err) {
         for (int i = 0; i < SPIN_POLLS && !atomic_load(&r.over); i++)
             peer_poll();
+        peer_poll_end();
         while (sem_wait(&r.sem))
             ;
         err = r.err;

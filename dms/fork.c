@@ -317,7 +317,7 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
     die_at(DIE_FORK_SAVED);
     instance_publish(child); /* before its first fault is answered: it claims itself then */
     if (!err)
-        err = instance_start_handlers(child);
+        err = instance_start_handlers(child, parent->pid); /* its own is not known yet */
     pthread_mutex_unlock(&child->lock);
     if (err)
         edm_error("a forked child of pid %d is served in part: %s", parent->pid, strerror(-err));

@@ -649,37 +649,42 @@ static int register_arena(struct instance *in)
     return err;
 }
 
-/* Handler `index`, on that CPU (-1: anywhere). */
+/* Handler `index`, on that CPU (-1: wherever the server may be). */
 static int start_handler(struct instance *in, unsigned index, int cpu)
 {
     pthread_attr_t attr;
-    cpu_set_t one;
-    CPU_ZERO(&one);
+    cpu_set_t cpus;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, 256 * 1024);
+    bool known = true;
     if (cpu >= 0) {
-        CPU_SET(cpu, &one);
-        pthread_attr_setaffinity_np(&attr, sizeof(one), &one);
+        CPU_ZERO(&cpus);
+        CPU_SET(cpu, &cpus);
+    } else { /* not where the thread may be that calls this: another instance's handler, perhaps */
+        known = sched_getaffinity(getpid(), sizeof(cpus), &cpus) == 0;
     }
+    if (known)
+        pthread_attr_setaffinity_np(&attr, sizeof(cpus), &cpus);
     in->turns.cpu[index] = cpu;
     int err = pthread_create(&in->handlers[index], &attr, dm_handler_main, in);
     pthread_attr_destroy(&attr);
     return -err;
 }
 
-int instance_start_handlers(struct instance *in)
+int instance_start_handlers(struct instance *in, pid_t like)
 {
     cpu_set_t cpus;
     unsigned want = in->set.handlers;
     bool place = want == 0;
-    if (sched_getaffinity(in->pid, sizeof(cpus), &cpus))
-        sched_getaffinity(0, sizeof(cpus), &cpus);
+    if (sched_getaffinity(like ? like : getpid(), sizeof(cpus), &cpus) &&
+        sched_getaffinity(getpid(), sizeof(cpus), &cpus))
+        CPU_ZERO(&cpus);
     if (place)
         want = (unsigned)CPU_COUNT(&cpus);
     want = want < 1 ? 1 : want > HANDLERS_MAX ? HANDLERS_MAX : want;
     int cpu = -1;
     for (unsigned i = 0; i < want; i++) {
-        while (place && !CPU_ISSET(++cpu, &cpus))
+        while (place && CPU_COUNT(&cpus) && !CPU_ISSET(++cpu, &cpus))
             ;
         in->turns.park_efd[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         int err = start_handler(in, i, cpu);
@@ -745,7 +750,7 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
     if (!e)
         e = instance_start_op_thread(in);
     if (!e)
-        e = instance_start_handlers(in);
+        e = instance_start_handlers(in, in->pid);
     in->claimed = e == 0;
     if (!e)
         instance_save(in);

@@ -263,7 +263,8 @@ int instance_start_op_thread(struct instance *in);
 void instance_publish(struct instance *in);
 /* Writes what has changed of its identity, rights and budget to the image. With the lock. */
 void instance_save(struct instance *in);
-int instance_start_handlers(struct instance *in);
+/* On the CPUs of the process `like` (0: the server's). 0 or -errno. */
+int instance_start_handlers(struct instance *in, pid_t like);
 /* Everything back, unregistered, its LPET told to end: the process goes on without EDM. */
 int instance_release(struct instance *in);
 /* Ends its threads and frees its pages. Call when the process is gone. */

@@ -14,13 +14,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/*
- * Posted at a time. MPICH asks the network once before it looks at the first of them, and once more
- * after every eighth: what comes in then, for one that it has passed, nobody hears of.
- */
-#define RECEIVES 7
-#define SPARE_MAX 256   /* buffers kept for reuse */
-#define UNSENT_MAX 1024 /* answers that a rank has not taken: then it is bad */
+#define RECEIVES 32      /* posted for each other rank: one that stops in the midst of a message, */
+#define RECEIVES_MAX 512 /* or of several, keeps those */
+#define SPARE_MAX 256    /* buffers kept for reuse */
+#define UNSENT_MAX 1024  /* answers that a rank has not taken: then it is bad */
 #define SPIN_MIN_NS 4000ull
 #define SPIN_NS 60000ull     /* without any message: then the progress thread sleeps */
 #define SPIN_TRY 32          /* one in so many short ones is as long as the longest */
@@ -31,6 +28,7 @@
 #define CHECK_NS 10000000ull /* between two looks at the time limits */
 #define START_SECONDS 20.0   /* for the others to come up */
 #define REQUEST_LIMITS 8     /* a rank that talks, but not about this: so many time limits */
+#define PATIENCE_MAX 9       /* 2^n ms */
 #define EVENT_FDS 16
 #define TAG 1
 
@@ -48,7 +46,7 @@ struct peer {
     atomic_bool bad;          /* it broke the protocol, or cannot be reached: the progress thread
                                  ends it, and what still comes from it is not looked at */
     atomic_bool nonsense;     /* it broke the protocol */
-    bool left;                /* it said BYE */
+    atomic_bool left;         /* it said BYE */
     uint32_t asked;           /* requests not answered */
     uint32_t unsent;          /* messages that MPI still has */
     uint64_t silent_since_ns; /* with requests not answered */
@@ -61,9 +59,10 @@ static struct {
     uint32_t machine;
     struct peer *peers;
     struct peer_ops ops;
-    uint64_t timeout_ns;
+    atomic_ullong timeout_ns;
     struct rank_hello self;
     pthread_t thread;
+    int patience;          /* of the progress thread: it has looked in vain so many times */
     atomic_bool asleep;    /* the progress thread */
     atomic_uint spinners;  /* other threads that look for messages at this moment */
     atomic_ullong spun_ns; /* when the last of them found what it looked for; 0: it did not */
@@ -76,8 +75,10 @@ static struct {
     uint64_t checked_ns;
     /* protects what MPI has of ours: the posted receives; and the messages on their way */
     pthread_mutex_t receive_lock, send_lock;
-    struct buf *receives[RECEIVES];
-    MPI_Request pending[RECEIVES];
+    unsigned nreceives;
+    struct buf *receives[RECEIVES_MAX];
+    unsigned turn; /* the receive to be asked about next, whether it has begun or not */
+    MPI_Request pending[RECEIVES_MAX];
     struct buf *sending;
     atomic_uint nsending;
     pthread_mutex_t spare_lock;
@@ -186,15 +187,20 @@ static void thread_wake(void)
         (void)!write(job.wake_fd, &one, sizeof(one));
 }
 
+/* Receive i has got the beginning of a message, at least. */
+static bool receive_begun(unsigned i)
+{
+    return job.receives[i] && __atomic_load_n(&job.receives[i]->pub.head->magic, __ATOMIC_RELAXED);
+}
+
 /* A message may have come in, or begun to, that nobody has taken. */
 static bool message_waits(void)
 {
     bool waits = false;
     if (pthread_mutex_trylock(&job.receive_lock))
         return true; /* somebody looks, perhaps too early */
-    for (unsigned i = 0; i < RECEIVES && !waits; i++)
-        waits =
-            job.receives[i] && __atomic_load_n(&job.receives[i]->pub.head->magic, __ATOMIC_RELAXED);
+    for (unsigned i = 0; i < job.nreceives && !waits; i++)
+        waits = receive_begun(i);
     pthread_mutex_unlock(&job.receive_lock);
     return waits;
 }
@@ -228,13 +234,32 @@ static void send_message(int rank, struct buf *b)
     }
     b->pub.rank = rank;
     pthread_mutex_lock(&job.send_lock);
-    b->next = job.sending;
-    job.sending = b;
-    atomic_fetch_add(&job.nsending, 1);
-    if (++job.peers[rank].unsent > UNSENT_MAX)
-        atomic_store(&job.peers[rank].bad, true);
+    bool alive = atomic_load(&job.peers[rank].alive);
+    if (alive) { /* else it is forgotten, see sends_forget */
+        b->next = job.sending;
+        job.sending = b;
+        atomic_fetch_add(&job.nsending, 1);
+        if (++job.peers[rank].unsent > UNSENT_MAX)
+            atomic_store(&job.peers[rank].bad, true);
+    }
     pthread_mutex_unlock(&job.send_lock);
-    thread_wake();
+    if (alive)
+        thread_wake();
+}
+
+/* The rank is lost: MPI may never be done with what was sent to it, and keeps that memory. */
+static void sends_forget(int rank)
+{
+    pthread_mutex_lock(&job.send_lock);
+    for (struct buf **p = &job.sending; *p;) {
+        if ((*p)->pub.rank == rank) {
+            *p = (*p)->next;
+            atomic_fetch_sub(&job.nsending, 1);
+        } else {
+            p = &(*p)->next;
+        }
+    }
+    pthread_mutex_unlock(&job.send_lock);
 }
 
 /* Takes back the messages that have gone. */
@@ -382,7 +407,7 @@ static void request_arrived(struct peer_buf *b)
     default:
         if (atomic_load(&p->greeted)) {
             if (keeps_off && b->head->kind == RANK_FETCH)
-                keep_off_asked(keeps_off, b->head->machine, b->head->cpu);
+                keep_off_asked(keeps_off, b->head->machine, b->head->cpu, clock_ns());
             job.ops.serve(b);
         } else {
             misbehaves(rank, "no greeting");
@@ -411,32 +436,77 @@ static void message_arrived(struct peer_buf *b)
 static bool receive_post(unsigned i)
 {
     struct buf *b = (struct buf *)peer_buf_get();
+    job.receives[i] = NULL;
+    if (!b)
+        return false;
+    if (MPI_Irecv(b->data, (int)sizeof(b->data), MPI_BYTE, MPI_ANY_SOURCE, TAG, MPI_COMM_WORLD,
+                  &job.pending[i]) != MPI_SUCCESS) {
+        peer_buf_put(&b->pub);
+        return false;
+    }
     job.receives[i] = b;
-    job.pending[i] = MPI_REQUEST_NULL;
-    return b && MPI_Irecv(b->data, (int)sizeof(b->data), MPI_BYTE, MPI_ANY_SOURCE, TAG,
-                          MPI_COMM_WORLD, &job.pending[i]) == MPI_SUCCESS;
+    return true;
+}
+
+/* What a lost rank has begun to send stays begun. */
+static void receives_add(void)
+{
+    pthread_mutex_lock(&job.receive_lock);
+    for (int i = 0; i < RECEIVES && job.nreceives < RECEIVES_MAX; i++)
+        if (receive_post(job.nreceives))
+            job.nreceives++;
+    pthread_mutex_unlock(&job.receive_lock);
+}
+
+/* Lock held. Is it here as a whole? When it is not, MPI looks at the network. */
+static bool receive_is_over(unsigned i, MPI_Status *status, int *err)
+{
+    int there = 0;
+    if (!job.receives[i] && !receive_post(i))
+        return false;
+    *err = MPI_Test(&job.pending[i], &there, status);
+    return there;
+}
+
+/* Lock held. A receive that is over; nreceives: none. */
+static unsigned receive_find(MPI_Status *status, int *err)
+{
+    unsigned any = job.turn++ % job.nreceives;
+    for (int pass = 0; pass < 2; pass++) {
+        for (unsigned i = 0; i < job.nreceives; i++)
+            if (receive_begun(i) && receive_is_over(i, status, err))
+                return i;
+        /* MPI_Testany would look at the network once for every eighth of them, and not again at
+         * those before; whoever sends nothing at all is met in his turn */
+        if (pass == 0 && receive_is_over(any, status, err))
+            return any;
+    }
+    return job.nreceives;
 }
 
 /* A message that is here as a whole, or NULL. */
 static struct peer_buf *receive_next(void)
 {
-    MPI_Status status;
-    int i = MPI_UNDEFINED, there = 0, len = 0;
+    MPI_Status status = {.MPI_SOURCE = -1};
+    int len = 0, err = MPI_SUCCESS;
     if (pthread_mutex_trylock(&job.receive_lock))
         return NULL;
-    int err = MPI_Testany(RECEIVES, job.pending, &i, &there, &status);
-    if (!there || i == MPI_UNDEFINED) {
+    unsigned i = receive_find(&status, &err);
+    if (i == job.nreceives) {
         pthread_mutex_unlock(&job.receive_lock);
         return NULL;
     }
     struct peer_buf *b = &job.receives[i]->pub;
     b->rank = status.MPI_SOURCE;
     MPI_Get_count(&status, MPI_BYTE, &len);
-    if (!receive_post((unsigned)i))
+    if (!receive_post(i))
         edm_error("out of memory for messages of other ranks");
     pthread_mutex_unlock(&job.receive_lock);
     b->len = err == MPI_SUCCESS && len > 0 ? (uint32_t)len : 0; /* too long: nonsense */
-    return b;
+    if (b->rank >= 0 && b->rank < job.ranks)
+        return b;
+    peer_buf_put(b); /* MPI failed, and cannot say for whom */
+    return NULL;
 }
 
 bool peer_poll(void)
@@ -471,10 +541,15 @@ void peer_spin_end(bool came)
 {
     atomic_store(&job.spun_ns, came ? clock_ns() : 0);
     atomic_fetch_sub(&job.spinners, 1);
-    if (came)
-        tell_thread();
-    else if (atomic_load(&job.deaf))
+    if (!came && atomic_load(&job.deaf))
         thread_wake();
+    else
+        tell_thread();
+}
+
+void peer_poll_end(void)
+{
+    tell_thread();
 }
 
 /* Another thread looks for messages, or has just done so with success and will again. */
@@ -527,7 +602,10 @@ static void check_limits(void)
         return;
     if (now - job.checked_ns > job.timeout_ns / 2)
         forgive(now);
+    for (unsigned i = 0; i < job.nreceives && peer_poll(); i++)
+        ; /* what is here is not late */
     job.checked_ns = now;
+    keep_off_tick(keeps_off, now);
     for (int r = 0; r < job.ranks; r++) {
         struct peer *p = &job.peers[r];
         if (r == job.rank || !atomic_load(&p->alive))
@@ -540,6 +618,8 @@ static void check_limits(void)
                       p->hello.host[0] ? p->hello.host : "an unknown host",
                       bad ? "cannot be reached any more" : "does not answer");
         atomic_store(&p->alive, false);
+        sends_forget(r);
+        receives_add();
         fail_requests(r);
         job.ops.lost(r);
     }
@@ -580,15 +660,20 @@ static void keep_new(const int *before, unsigned nbefore)
     }
 }
 
-/* How long nobody needs to look at the time limits. */
+/* How long nobody needs to look. MPI has something that is not finished: it may take one more call,
+ * or the network to come back. */
 static int sleep_ms(void)
 {
     int quarter = (int)(job.timeout_ns / 4000000);
     pthread_mutex_lock(&job.lock);
     int most = job.requests.used ? SLEEP_MS : IDLE_MS;
     pthread_mutex_unlock(&job.lock);
-    bool soon = atomic_load(&job.nsending) || message_waits();
-    return soon ? 1 : quarter < most ? quarter : most;
+    most = quarter < most ? quarter : most;
+    if (!atomic_load(&job.nsending) && !message_waits())
+        return most;
+    int soon = 1 << job.patience;
+    job.patience += job.patience < PATIENCE_MAX;
+    return soon < most ? soon : most;
 }
 
 /* Not woken by messages, which others look for. */
@@ -621,8 +706,6 @@ static bool thread_sleep(void)
     atomic_store(&job.asleep, false);
     if (n > 0 && fds[0].revents)
         (void)!read(job.wake_fd, &value, sizeof(value));
-    if (n == 0 && !any)
-        keep_off_end(keeps_off);
     return any;
 }
 
@@ -645,6 +728,7 @@ static void *progress_main(void *arg)
             if (now - last_ns < BUSY_NS)
                 peer_spin_learn(&spin, true);
             last_ns = now;
+            job.patience = 0;
             end_ns = now + peer_spin_ns(&spin);
             spins = true;
         } else if (clock_ns() > end_ns) {
@@ -739,8 +823,9 @@ int peer_start(const struct peer_ops *ops, struct rank_hello *self, double timeo
     job.peers[job.rank].hello = *self;
     if (job.ranks == 1)
         return 0;
-    for (unsigned i = 0; i < RECEIVES; i++)
-        if (!receive_post(i))
+    unsigned most = RECEIVES * (unsigned)(job.ranks - 1);
+    for (most = most < RECEIVES_MAX ? most : RECEIVES_MAX; job.nreceives < most; job.nreceives++)
+        if (!receive_post(job.nreceives))
             return -ENOMEM;
     job.timeout_ns = (uint64_t)(START_SECONDS * 1e9);
     job.checked_ns = clock_ns();

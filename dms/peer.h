@@ -76,6 +76,8 @@ void peer_answer(struct peer_buf *b, int code, size_t body);
 /* Receives what has come and acts on it. True: there was something. For a thread that would
  * rather spin for its answer than sleep; never blocks. */
 bool peer_poll(void);
+/* Who has called it and does not go on says so: something may be left for the progress thread. */
+void peer_poll_end(void);
 
 /*
  * How long to spin for something before sleeping. Waking costs 20 to 50 us, so spinning pays where

@@ -265,7 +265,7 @@ static int instance_resume(struct instance *in)
     instance_save(in);
     int err = in->chan ? instance_start_op_thread(in) : 0;
     if (!err)
-        err = instance_start_handlers(in);
+        err = instance_start_handlers(in, in->pid);
     if (in->chan)
         channel_resume(in);
     in->kick = true;

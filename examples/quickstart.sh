@@ -66,8 +66,19 @@ sort_text() { "$@" sort -S 1G --parallel=1 -T "$work" "$work/text"; }
 say "sort, all in memory"
 time sort_text env | sha256sum | tee "$work/native"
 
-say "edm run -m 64M sort"
+# Every 5 seconds what the server says of the program
+progress() {
+    while sleep 5; do
+        "$edm" stat 2>/dev/null | grep -E '^ *(PID|[0-9]+) .*(COMMAND|sort)' || true
+    done
+}
+
+say "edm run -m 64M sort (it takes a minute or so)"
+progress &
+watcher=$!
+trap 'kill "$watcher" 2>/dev/null; rm -rf "$work"' EXIT
 time sort_text "$edm" run -m 64M --stats "$work/stats.json" -- | sha256sum | tee "$work/managed"
+kill "$watcher"
 
 say "what happened"
 cmp "$work/native" "$work/managed" && echo "the two outcomes are identical"

@@ -41,6 +41,10 @@ void peer_answer(struct peer_buf *b, int code, size_t body)
 {
 }
 
+void peer_poll_end(void)
+{
+}
+
 bool peer_poll(void)
 {
     return false;

@@ -76,6 +76,10 @@ void peer_buf_put(struct peer_buf *b)
     free(b);
 }
 
+void peer_poll_end(void)
+{
+}
+
 bool peer_poll(void)
 {
     return false;

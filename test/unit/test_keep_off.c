@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #define OFTEN 100
+#define ASKED_NS 5000000000ull
 
 static struct keep_off k;
 
@@ -18,7 +19,7 @@ static int begin(void **state)
 
 static int end(void **state)
 {
-    keep_off_end(&k);
+    keep_off_tick(&k, UINT64_MAX);
     return 0;
 }
 
@@ -33,7 +34,7 @@ static void asked_here(uint32_t machine)
 {
     uint32_t cpu = keep_off_cpu();
     for (int i = 0; i < OFTEN; i++)
-        keep_off_asked(&k, machine, cpu);
+        keep_off_asked(&k, machine, cpu, ASKED_NS);
 }
 
 static void test_leaves(void **state)
@@ -48,7 +49,9 @@ static void test_leaves(void **state)
     asked_here(k.machine); /* the asker has followed */
     assert_int_equal(allowed(), all - 1);
     assert_int_not_equal(keep_off_cpu(), 0);
-    keep_off_end(&k);
+    keep_off_tick(&k, ASKED_NS + 1000000);
+    assert_int_equal(allowed(), all - 1);
+    keep_off_tick(&k, ASKED_NS + 2000000000);
     assert_int_equal(allowed(), all);
 }
 
@@ -64,9 +67,9 @@ static void test_other_cpus_do_not_matter(void **state)
 {
     int all = allowed();
     for (int i = 0; i < OFTEN; i++)
-        keep_off_asked(&k, k.machine, keep_off_cpu() + (i % 4 ? 0 : 1));
+        keep_off_asked(&k, k.machine, keep_off_cpu() + (i % 4 ? 0 : 1), ASKED_NS);
     for (int i = 0; i < OFTEN; i++)
-        keep_off_asked(&k, k.machine, 0);
+        keep_off_asked(&k, k.machine, 0, ASKED_NS);
     assert_int_equal(allowed(), all);
 }
 
