@@ -50,7 +50,7 @@ bool peer_poll(void)
     return false;
 }
 
-uint64_t peer_spin_ns(const struct peer_spin *s)
+uint64_t peer_spin_ns(struct peer_spin *s)
 {
     return 0;
 }
@@ -59,7 +59,7 @@ void peer_spin_begin(void)
 {
 }
 
-void peer_spin_end(void)
+void peer_spin_end(bool came)
 {
 }
 
