@@ -1,5 +1,5 @@
-/* What copies.c (where copies are), copies_reopen.c (what a dead process left) and spread.c (who
- * gets one) share. Only for these. */
+/* What copies.c (where copies are), copies_read.c (how they are read), copies_reopen.c (what a dead
+ * process left) and spread.c (who gets one) share. Only for these. */
 #ifndef EDM_COPIES_INT_H
 #define EDM_COPIES_INT_H
 
@@ -86,7 +86,14 @@ struct copies {
 
 extern struct copies copies;
 
+/* Is it the handle of an entry? Else it is the store's. */
+static inline bool copies_is_entry(store_handle h)
+{
+    return h & COPIES_BIT;
+}
 struct entry *copies_entry(uint32_t i);
+/* Lock held. The entry of such a handle. */
+struct entry *copies_entry_of(store_handle h);
 void entry_push(struct entry_list *l, uint32_t i, enum entry_queue which);
 /* The head of the list; 0 when it is empty. */
 uint32_t entry_pop(struct entry_list *l);
@@ -109,15 +116,19 @@ bool entry_is_leaving(const struct entry *e);
 /* Lock held. Something about the entry has changed: sends it on, gives its local copy back, or
  * frees it. */
 void entry_settle(uint32_t i);
+/* Lock held. Gives the local copy back to the store, if there is one. */
+void entry_leave_local(struct entry *e);
 /* Lock held. The copy in that place is not needed any more. */
 void place_drop(struct entry *e, union place *p);
-/* Waits for pages of that rank; ok[i]: page i is at buf + i * 4096. 0: it has answered; else as
- * copies_fetch. */
-int copies_read_from(int rank, const struct copies_page *pages, unsigned n, void *buf, bool *ok);
 void copies_hash(const void *page, uint64_t out[2]);
 uint64_t copies_clock_ns(void);
 /* Lock held. Puts it on the list of free ones. */
 void entry_free(uint32_t i);
+
+/* ---- copies_read.c ---- */
+/* Waits for pages of that rank; ok[i]: page i is at buf + i * 4096. 0: it has answered; else as
+ * copies_fetch. */
+int copies_read_from(int rank, const struct copies_page *pages, unsigned n, void *buf, bool *ok);
 
 /* ---- copies_reopen.c ---- */
 /* The ranks are known: asks them for what they had in an earlier job, before anything else. */
