@@ -203,7 +203,7 @@ struct instance {
     struct instance *next; /* list of instances */
 };
 
-/* ---- instance.c: life ---- */
+/* ---- instance.c, instance_attach.c: life ---- */
 int instance_module_init(uint64_t store_bytes);
 /* From HELLO. On success *out has one reference for the list and one for the caller. */
 int instance_create(const struct edm_hello *hello, pid_t pid, uid_t uid, struct instance **out,
@@ -244,10 +244,6 @@ void fork_follow(struct instance *parent, uint32_t tag, bool at, enum outcome_ki
 void fork_follow_other(struct instance *parent, uint32_t tag, uint32_t other);
 /* A forked child has ended: it is kept by no outcome that may never come. */
 void fork_forget(void);
-/* Scales budgets that are shares of memory so that all instances and the store fit. */
-void instance_rebalance(void);
-/* The rank's stores are full (or have room again): budgets give way rather than pages. */
-void instance_stores_full(bool full);
 /* Ends instances whose process is gone; from the front door's thread. */
 void instance_reap(void);
 /* An instance with nothing in it; one reference, for the list that instance_publish puts it in. */
@@ -321,12 +317,16 @@ void ahead_pages(struct instance *in, uint64_t first, int64_t stride, uint32_t n
 /* What the stream that this fault belongs to will want. */
 void ahead_of_fault(struct instance *in, uint64_t addr);
 
-/* ---- budget (instance.c) ---- */
+/* ---- budget.c ---- */
 uint64_t budget_charge(const struct instance *in);
 /* False while pages may pass the budget: stores full, or `edm fetch` at work. */
 bool budget_is_kept(const struct instance *in);
 bool budget_has_room(const struct instance *in, uint64_t pages);
 void budget_set(struct instance *in, uint64_t limit_pages);
+/* Scales budgets that are shares of memory so that all instances and the store fit. */
+void instance_rebalance(void);
+/* The rank's stores are full (or have room again): budgets give way rather than pages. */
+void instance_stores_full(bool full);
 
 /* ---- page transitions (page.c) ---- */
 void page_make_resident(struct instance *in, struct chunk *c, uint32_t id, bool first);
