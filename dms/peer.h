@@ -1,7 +1,7 @@
 /*
- * The ranks of the DMS and the requests between them; peer.c is the only file that includes
- * <mpi.h>. A request has an id, an answer, and a limit: a rank that was asked and says nothing for
- * request_timeout is lost, and is not asked again. No call here blocks on a rank.
+ * The ranks of the DMS and the requests between them; only peer*.c know of MPI. A request has an
+ * id, an answer, and a limit: a rank that was asked and says nothing for request_timeout is lost,
+ * and is not asked again. No call here blocks on a rank.
  *
  * Threads: all calls may be made from any thread once peer_start has returned. No lock of this
  * module is held while an operation or a request's done function is called; both may come from any

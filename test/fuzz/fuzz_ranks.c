@@ -2,8 +2,8 @@
  * Messages between ranks. This is rank 0 of three; the other two send whatever the input says, and
  * answer this rank's requests with lies. MPI is a pair of queues here.
  *
- * peer.c is included: what it remembers of a rank that misbehaved must be forgotten between inputs,
- * and its progress thread would act in the midst of one.
+ * peer*.c are included: what they remember of a rank that misbehaved must be forgotten between
+ * inputs, and the progress thread would act in the midst of one.
  */
 #include "dms/peer.h"
 #include <pthread.h>
@@ -23,6 +23,8 @@ static int poll_instead(useconds_t us)
 #define pthread_create no_thread
 #define usleep poll_instead
 #include "dms/peer.c"
+#include "dms/peer_job.c"
+#include "dms/peer_progress.c"
 #undef pthread_create
 #undef usleep
 #include "dms/copies_int.h"
@@ -347,11 +349,11 @@ static void say_bytes(struct input *in)
 static void end_bad(void)
 {
     for (int r = 1; r < RANKS; r++) {
-        if (!job.peers[r].bad || !job.peers[r].alive)
+        if (!peer_job.peers[r].bad || !peer_job.peers[r].alive)
             continue;
-        atomic_store(&job.peers[r].alive, false);
+        atomic_store(&peer_job.peers[r].alive, false);
         fail_requests(r);
-        job.ops.lost(r);
+        peer_job.ops.lost(r);
     }
 }
 
@@ -384,14 +386,14 @@ static void check_empty(void)
     }
     FUZZ_CHECK(empty && fetches == 0 && kept_pages == 0);
     for (int r = 1; r < RANKS; r++)
-        FUZZ_CHECK(copies.ranks[r].pages == 0 && job.peers[r].asked == 0);
+        FUZZ_CHECK(copies.ranks[r].pages == 0 && peer_job.peers[r].asked == 0);
 }
 
 /* The ranks as they were at first. */
 static void ranks_restore(void)
 {
     for (int r = 1; r < RANKS; r++) {
-        struct peer *p = &job.peers[r];
+        struct peer *p = &peer_job.peers[r];
         FUZZ_CHECK(p->hello.identity == 100 + (uint64_t)r); /* as it said at first */
         p->left = false;
         p->bad = p->nonsense = false;
@@ -412,7 +414,7 @@ static void ranks_restore(void)
 static void reset(void)
 {
     for (int r = 1; r < RANKS; r++) {
-        atomic_store(&job.peers[r].alive, false);
+        atomic_store(&peer_job.peers[r].alive, false);
         fail_requests(r);
         holder_forget(r);
     }
