@@ -130,6 +130,7 @@ static int fault_limbo(struct instance *in, const struct waiter *w, uint32_t id)
     die_at(DIE_LIMBO_PLACED);
     in->limbo.owner[ring] = RING_FREE;
     in->limbo.used--;
+    lspt_came_back(&in->lspt, p->flags & PF_HOT);
     p->flags |= PF_HOT;
     in->stats->faults_limbo++;
     make_resident(in, id);

@@ -1,10 +1,15 @@
 #include "lspt.h"
 #include <assert.h>
 
+#define SHARE_FIRST (LSPT_WHOLE / 4)
+#define SHARE_MIN (LSPT_WHOLE / 32)
+#define SHARE_MAX (LSPT_WHOLE / 2)
+
 void lspt_init(struct lspt *l)
 {
     l->probation = (struct lspt_list){SPT_NONE, SPT_NONE, 0};
     l->protect = l->probation;
+    l->share = SHARE_FIRST;
 }
 
 static struct link *node_link(struct spt *t, uint32_t node)
@@ -82,10 +87,17 @@ void lspt_remove_lease(struct lspt *l, struct spt *t, struct chunk *c)
 
 uint32_t lspt_victim(const struct lspt *l)
 {
-    bool probation = l->probation.count * 3 > l->protect.count || l->protect.count == 0;
-    if (probation && l->probation.count)
-        return l->probation.head;
-    return l->protect.count ? l->protect.head : l->probation.head;
+    uint64_t all = l->probation.count + l->protect.count;
+    bool probation = l->probation.count * LSPT_WHOLE > all * l->share || l->protect.count == 0;
+    return probation ? l->probation.head : l->protect.head;
+}
+
+void lspt_came_back(struct lspt *l, bool protected)
+{
+    if (protected && l->share > SHARE_MIN)
+        l->share--;
+    else if (!protected && l->share < SHARE_MAX)
+        l->share++;
 }
 
 bool lspt_left_early(uint32_t evictions, uint64_t limit)

@@ -18,7 +18,10 @@ struct lspt_list {
 
 struct lspt {
     struct lspt_list probation, protect;
+    uint32_t share; /* of probation, in LSPT_WHOLE parts of all: it is to have no more */
 };
+
+#define LSPT_WHOLE 1024u
 
 void lspt_init(struct lspt *l);
 /* A page that became resident: last in the order (or first, to be evicted next). */
@@ -29,10 +32,15 @@ void lspt_push_lease(struct lspt *l, struct spt *t, struct chunk *c);
 void lspt_remove_lease(struct lspt *l, struct spt *t, struct chunk *c);
 /*
  * The node to evict next (a page id, or SPT_CHUNK_BIT | chunk number), SPT_NONE when there is
- * none: the oldest on probation while that queue holds more than a quarter, else the oldest
+ * none: the oldest on probation while that queue holds more than its share, else the oldest
  * protected one. It stays in its list.
  */
 uint32_t lspt_victim(const struct lspt *l);
+/*
+ * A page came back from limbo: it should not have left. It had been protected, or on probation:
+ * that queue's share grows. (Megiddo and Modha's ARC adapts in the same way.)
+ */
+void lspt_came_back(struct lspt *l, bool protected);
 /* Does a page that comes back after so many evictions belong to the protected ones, with room for
  * `limit` pages? When less than a quarter of them had to make way, it left too early. */
 bool lspt_left_early(uint32_t evictions, uint64_t limit);

@@ -125,6 +125,39 @@ static void protected_pages_stay_longer(void **state)
     close(fd);
 }
 
+/* A queue that loses pages which are wanted back at once gets more room. */
+static void shares_follow_what_comes_back(void **state)
+{
+    struct spt t;
+    struct lspt l;
+    struct image *img;
+    int fd;
+    assert_int_equal(image_create(&fd, &img), 0);
+    assert_int_equal(spt_init(&t, img), 0);
+    lspt_init(&l);
+    spt_chunk(&t, 0, true);
+    for (uint32_t i = 0; i < 100; i++) {
+        spt_page(&t, i)->flags = i < 80 ? PF_HOT : 0;
+        lspt_push(&l, &t, i, false);
+    }
+    assert_int_equal(lspt_victim(&l), 0);
+    for (int i = 0; i < 5000; i++)
+        lspt_came_back(&l, true);
+    assert_int_equal(lspt_victim(&l), 80); /* nearly all may be protected */
+    for (int i = 0; i < 5000; i++)
+        lspt_came_back(&l, false);
+    for (uint32_t i = 0; i < 60; i++) { /* and no less than a half */
+        assert_int_equal(lspt_victim(&l), i);
+        lspt_remove(&l, &t, i);
+    }
+    assert_int_equal(lspt_victim(&l), 60);
+    lspt_remove(&l, &t, 60);
+    assert_int_equal(lspt_victim(&l), 80);
+    spt_fini(&t);
+    image_close(img);
+    close(fd);
+}
+
 static void left_early_or_not(void **state)
 {
     assert_true(lspt_left_early(0, 1000));
@@ -136,9 +169,9 @@ static void left_early_or_not(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(random_model),
-                                       cmocka_unit_test(protected_pages_stay_longer),
-                                       cmocka_unit_test(left_early_or_not)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(random_model), cmocka_unit_test(protected_pages_stay_longer),
+        cmocka_unit_test(shares_follow_what_comes_back), cmocka_unit_test(left_early_or_not)};
     srandom(7);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
