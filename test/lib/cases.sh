@@ -333,7 +333,7 @@ long_cases() {
         echo "large.$name $((limit * 15)) env EDM_TEST_SCALE=4 '$PROGRAMS'/$script"
     done < <(program_list)
     for round in {1..6}; do
-        SEED=$((SEED + 1000)) torture_long "${EDM_TEST_TORTURE_SECONDS:-600}" |
+        SEED=$((SEED + 1000)) torture_long "${EDM_TEST_TORTURE_SECONDS:-300}" |
             sed "s/^torture\./torture.round$round./"
     done
     fuzz_cases "${EDM_TEST_FUZZ_SECONDS:-300}"
