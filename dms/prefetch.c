@@ -4,6 +4,10 @@
 
 #define WINDOW_FIRST 4
 #define STRIDE_MAX 64
+/* Things that lie across two pages look like a stream each. One of four beginnings is to go on;
+ * else a third neighbour must be seen before anything is fetched. */
+#define DOUBT_MAX 16u
+#define DOUBT_LESS 4u
 
 static struct prefetch_stream *find_expected(struct prefetcher *p, uint64_t page)
 {
@@ -37,9 +41,12 @@ static struct prefetch_stream *oldest(struct prefetcher *p)
     return best;
 }
 
-static struct prefetch_plan stream_go_on(struct prefetch_stream *s, uint64_t page, uint32_t max)
+static struct prefetch_plan stream_go_on(struct prefetcher *p, struct prefetch_stream *s,
+                                         uint64_t page, uint32_t max)
 {
     uint32_t used = s->window;
+    if (s->hits == 1 && used) /* its first pages were used */
+        p->doubt -= p->doubt < DOUBT_LESS ? p->doubt : DOUBT_LESS;
     s->window = s->window ? s->window * 2 : WINDOW_FIRST;
     if (s->window > max)
         s->window = max;
@@ -56,7 +63,7 @@ struct prefetch_plan prefetch_fault(struct prefetcher *p, uint64_t page, uint32_
     p->clock++;
     if (s) {
         s->clock = p->clock;
-        return stream_go_on(s, page, max);
+        return stream_go_on(p, s, page, max);
     }
     s = find_near(p, page);
     if (s) {
@@ -67,13 +74,17 @@ struct prefetch_plan prefetch_fault(struct prefetcher *p, uint64_t page, uint32_
         bool ahead = s->hits > 0 && llabs(s->stride) == 1 && (d > 0) == (s->stride > 0);
         s->clock = p->clock;
         if (ahead)
-            return stream_go_on(s, page, max);
+            return stream_go_on(p, s, page, max);
         s->stride = d;
         s->window = 0;
+        s->hits = 0;
         s->last = page;
         s->expect = page + (uint64_t)d;
         /* neighbours are a stream at once, a stride must be seen twice */
-        return unit || again ? stream_go_on(s, page, max) : none;
+        if (!again && (!unit || p->doubt == DOUBT_MAX))
+            return none;
+        p->doubt += !again;
+        return stream_go_on(p, s, page, max);
     }
     s = oldest(p);
     *s = (struct prefetch_stream){.last = page, .clock = p->clock};

@@ -21,6 +21,7 @@ struct prefetch_stream {
 struct prefetcher {
     struct prefetch_stream streams[PREFETCH_STREAMS];
     uint64_t clock;
+    uint32_t doubt; /* grows with streams that end as soon as they have begun */
 };
 
 struct prefetch_plan {

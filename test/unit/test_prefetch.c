@@ -77,6 +77,22 @@ static void random_fetches_little(void **state)
     assert_true(fetched < 1000);
 }
 
+/* What lies across two pages is no stream; and that there is such does not hide those that are. */
+static void pairs_fetch_little(void **state)
+{
+    struct prefetcher p = {0};
+    uint64_t fetched = 0, faults = 0;
+    for (int i = 0; i < 100000; i++) {
+        uint64_t at = (uint64_t)random() % (1u << 26) * 256;
+        fetched += prefetch_fault(&p, at, MAX).count;
+        fetched += prefetch_fault(&p, at + 1, MAX).count;
+    }
+    assert_true(fetched < 1000);
+    for (uint64_t at = 7; at < 10000; faults++)
+        at += prefetch_fault(&p, at, MAX).count + 1;
+    assert_true(faults < 10000 / MAX + 20);
+}
+
 static void used_is_counted(void **state)
 {
     struct prefetcher p = {0};
@@ -98,6 +114,7 @@ int main(void)
                                        cmocka_unit_test(strided),
                                        cmocka_unit_test(interleaved),
                                        cmocka_unit_test(random_fetches_little),
+                                       cmocka_unit_test(pairs_fetch_little),
                                        cmocka_unit_test(used_is_counted)};
     srandom(3);
     return cmocka_run_group_tests(tests, NULL, NULL);
