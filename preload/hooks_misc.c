@@ -7,6 +7,7 @@
 #include "../config/log.h"
 #include "arena.h"
 #include "attach.h"
+#include "bss.h"
 #include "hooks.h"
 #include "managed.h"
 #include "ops.h"
@@ -467,6 +468,16 @@ void hooks_misc_attached(void)
 /* ------------------------------------------------------------------ memory the kernel does not
  * wait for */
 
+/* Outside of the arena the server knows of a page when it has been touched. */
+static void pin_bss(uint64_t at, uint64_t end)
+{
+    if (!bss_overlaps(&at, &end))
+        return;
+    for (uint64_t a = at; a < end; a += EDM_PAGE_SIZE)
+        (void)*(const volatile char *)a;
+    ops_request(EDM_OP_PIN, at, end - at, 1);
+}
+
 /* Keeps the pages of [addr, +len) resident for as long as they are this mapping (KERNEL.md 18). The
  * arena's tables remember it for a later attach. */
 static void pin_pages(const void *addr, size_t len)
@@ -475,7 +486,10 @@ static void pin_pages(const void *addr, size_t len)
     uint64_t end = PAGE_UP((uint64_t)addr + len);
     struct arena_piece p;
     int saved = errno;
-    if (!is_on() || end <= at || !arena_overlaps(at, end - at))
+    if (!is_on() || end <= at)
+        return;
+    pin_bss(at, end);
+    if (!arena_overlaps(at, end - at))
         return;
     if (at < arena_start())
         at = arena_start();

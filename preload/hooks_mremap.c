@@ -324,6 +324,52 @@ static long remap_foreign(const struct remap *r)
     return ret;
 }
 
+/* ---- memory that was there before us ---- */
+
+/* Which of the n <= 64 pages from addr on have contents; all, when that cannot be told. */
+static uint64_t pages_used(int pagemap, uint64_t addr, unsigned n)
+{
+    uint64_t entry[64], used = 0;
+    long got = sys_call4(SYS_pread64, pagemap, (long)entry, (long)(n * sizeof(*entry)),
+                         (long)(addr / EDM_PAGE_SIZE * sizeof(*entry)));
+    if (got != (long)(n * sizeof(*entry)))
+        return UINT64_MAX;
+    for (unsigned i = 0; i < n; i++)
+        used |= (uint64_t)(entry[i] >> 62 != 0) << i; /* present, or swapped */
+    return used;
+}
+
+static void copy_used(uint64_t from, uint64_t to, uint64_t len)
+{
+    int pagemap = (int)sys_open("/proc/self/pagemap", 02000000 /* O_CLOEXEC */, 0);
+    for (uint64_t off = 0; off < len; off += 64 * EDM_PAGE_SIZE) {
+        uint64_t n = (len - off) / EDM_PAGE_SIZE;
+        n = n < 64 ? n : 64;
+        uint64_t used = pages_used(pagemap, from + off, (unsigned)n);
+        for (uint64_t i = 0; i < n; i++)
+            if (used >> i & 1)
+                copy_pages(from + off + i * EDM_PAGE_SIZE, to + off + i * EDM_PAGE_SIZE,
+                           EDM_PAGE_SIZE);
+    }
+    if (pagemap >= 0)
+        sys_close(pagemap);
+}
+
+long managed_adopt(uint64_t addr, uint64_t len)
+{
+    const int prot = PROT_READ | PROT_WRITE;
+    long from = managed_mmap(0, len, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, EDM_MANAGE_BSS);
+    if (sys_is_error(from))
+        return from;
+    long ret = -ENOMEM;
+    if (arena_contains((uint64_t)from, len)) {
+        copy_used(addr, (uint64_t)from, len);
+        ret = move_noted((uint64_t)from, addr, len);
+    }
+    managed_munmap((uint64_t)from, len);
+    return ret;
+}
+
 /* ---- the call ---- */
 
 /* What the kernel checks before it looks at any mapping. */

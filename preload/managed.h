@@ -64,6 +64,9 @@ long managed_mprotect(uint64_t addr, uint64_t len, int prot, int pkey);
 
 /* ---- hooks_mremap.c ---- */
 long managed_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t to);
+/* Once attached: readable and writable private memory that is there already, and that no other
+ * thread uses now, becomes managed where it is, with its contents. 0 or -errno. */
+long managed_adopt(uint64_t addr, uint64_t len);
 
 /* ---- hooks_advice.c ---- */
 long managed_madvise(uint64_t addr, uint64_t len, int advice);

@@ -3,6 +3,7 @@
  * Every command that the user runs pays for this; a few microseconds is all it may cost.
  */
 #include "../config/log.h"
+#include "bss.h"
 #include "managed.h"
 #include "nursery.h"
 #include "settings.h"
@@ -199,4 +200,5 @@ __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
         if (managed_open())
             managed_grow(0);
     }
+    bss_manage();
 }

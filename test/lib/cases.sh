@@ -37,12 +37,13 @@ integration_cases() {
 
 # Test programs of test/faults and test/kernel: small budget, own server
 behaviour_cases() {
-    local f t group
+    local f t group options
     for group in faults kernel; do
         for f in "$TEST_ROOT/test/$group"/*.c; do
             grep -q '^int main(' "$f" || continue # a helper of the others
-            t=$(basename "$f" .c)
-            echo "$group.${t#"$group"_} 90 '$LIB/managed.sh' 16 '$EDM_BUILD/test/$group/$t'"
+            t=$(basename "$f" .c) options=
+            [[ $t != bss ]] || options='EDM_TEST_OPTIONS=manage=malloc,mmap,bss'
+            echo "$group.${t#"$group"_} 90 env $options '$LIB/managed.sh' 16 '$EDM_BUILD/test/$group/$t'"
         done
     done
 }
