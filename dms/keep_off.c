@@ -52,7 +52,7 @@ void keep_off_asked(struct keep_off *k, uint32_t machine, uint32_t cpu, uint64_t
 
 void keep_off_tick(struct keep_off *k, uint64_t now_ns)
 {
-    if (!k->off || now_ns - k->asked_ns < REST_NS)
+    if (!k->off || now_ns < k->asked_ns + REST_NS)
         return;
     sched_setaffinity(0, sizeof(k->all), &k->all);
     k->off = false;

@@ -9,6 +9,7 @@ void lspt_init(struct lspt *l)
 {
     l->probation = (struct lspt_list){SPT_NONE, SPT_NONE, 0};
     l->protect = l->probation;
+    l->leases = 0;
     l->share = SHARE_FIRST;
 }
 
@@ -75,6 +76,7 @@ void lspt_push_lease(struct lspt *l, struct spt *t, struct chunk *c)
 {
     assert(!c->listed);
     c->listed = 1;
+    l->leases++;
     list_push(&l->probation, t, SPT_CHUNK_BIT | c->number, false);
 }
 
@@ -83,12 +85,18 @@ void lspt_remove_lease(struct lspt *l, struct spt *t, struct chunk *c)
     assert(c->listed);
     list_remove(&l->probation, t, SPT_CHUNK_BIT | c->number);
     c->listed = 0;
+    l->leases--;
+}
+
+uint64_t lspt_on_probation(const struct lspt *l)
+{
+    return l->probation.count + l->leases * (EDM_CHUNK_PAGES - 1);
 }
 
 uint32_t lspt_victim(const struct lspt *l)
 {
-    uint64_t all = l->probation.count + l->protect.count;
-    bool probation = l->probation.count * LSPT_WHOLE > all * l->share || l->protect.count == 0;
+    uint64_t pages = lspt_on_probation(l), all = pages + l->protect.count;
+    bool probation = pages * LSPT_WHOLE > all * l->share || l->protect.count == 0;
     return probation ? l->probation.head : l->protect.head;
 }
 

@@ -18,7 +18,8 @@ struct lspt_list {
 
 struct lspt {
     struct lspt_list probation, protect;
-    uint32_t share; /* of probation, in LSPT_WHOLE parts of all: it is to have no more */
+    uint64_t leases; /* nodes on probation that are chunks */
+    uint32_t share;  /* of probation, in LSPT_WHOLE parts of all: it is to have no more */
 };
 
 #define LSPT_WHOLE 1024u
@@ -30,6 +31,8 @@ void lspt_remove(struct lspt *l, struct spt *t, uint32_t id);
 /* A leased chunk, as one node of the probation queue. */
 void lspt_push_lease(struct lspt *l, struct spt *t, struct chunk *c);
 void lspt_remove_lease(struct lspt *l, struct spt *t, struct chunk *c);
+/* Pages on probation, those of leases included. */
+uint64_t lspt_on_probation(const struct lspt *l);
 /*
  * The node to evict next (a page id, or SPT_CHUNK_BIT | chunk number), SPT_NONE when there is
  * none: the oldest on probation while that queue holds more than its share, else the oldest

@@ -90,17 +90,13 @@ static void send_message(int rank, struct buf *b)
     }
     b->pub.rank = rank;
     pthread_mutex_lock(&peer_job.send_lock);
-    bool alive = atomic_load(&peer_job.peers[rank].alive);
-    if (alive) { /* else it is forgotten, see peer_sends_forget */
-        b->next = peer_job.sending;
-        peer_job.sending = b;
-        atomic_fetch_add(&peer_job.nsending, 1);
-        if (++peer_job.peers[rank].unsent > UNSENT_MAX)
-            atomic_store(&peer_job.peers[rank].bad, true);
-    }
+    b->next = peer_job.sending;
+    peer_job.sending = b;
+    atomic_fetch_add(&peer_job.nsending, 1);
+    if (++peer_job.peers[rank].unsent > UNSENT_MAX)
+        atomic_store(&peer_job.peers[rank].bad, true);
     pthread_mutex_unlock(&peer_job.send_lock);
-    if (alive)
-        peer_thread_wake();
+    peer_thread_wake();
 }
 
 void peer_sends_forget(int rank)
@@ -109,6 +105,7 @@ void peer_sends_forget(int rank)
     for (struct buf **p = &peer_job.sending; *p;) {
         if ((*p)->pub.rank == rank) {
             *p = (*p)->next;
+            peer_job.peers[rank].unsent--;
             atomic_fetch_sub(&peer_job.nsending, 1);
         } else {
             p = &(*p)->next;
@@ -326,9 +323,11 @@ static unsigned receive_find(MPI_Status *status, int *err)
 {
     unsigned any = peer_job.turn++ % peer_job.nreceives;
     for (int pass = 0; pass < 2; pass++) {
-        for (unsigned i = 0; i < peer_job.nreceives; i++)
+        for (unsigned k = 0; k < peer_job.nreceives; k++) {
+            unsigned i = (peer_job.last + 1 + k) % peer_job.nreceives;
             if (receive_begun(i) && receive_is_over(i, status, err))
                 return i;
+        }
         /* MPI_Testany would look at the network once for every eighth of them, and not again at
          * those before; whoever sends nothing at all is met in his turn */
         if (pass == 0 && receive_is_over(any, status, err))
@@ -350,6 +349,7 @@ static struct peer_buf *receive_next(void)
         return NULL;
     }
     struct peer_buf *b = &peer_job.receives[i]->pub;
+    peer_job.last = i;
     b->rank = status.MPI_SOURCE;
     MPI_Get_count(&status, MPI_BYTE, &len);
     if (!peer_receive_post(i))

@@ -59,6 +59,7 @@ struct peer_job {
     pthread_mutex_t receive_lock, send_lock;
     unsigned nreceives;
     struct buf *receives[RECEIVES_MAX];
+    unsigned last; /* of the receives, the one that was over last: the others come first */
     unsigned turn; /* the receive to be asked about next, whether it has begun or not */
     MPI_Request pending[RECEIVES_MAX];
     struct buf *sending;

@@ -120,7 +120,7 @@ static void check_limits(void)
     for (unsigned i = 0; i < peer_job.nreceives && peer_poll(); i++)
         ; /* what is here is not late */
     peer_job.checked_ns = now;
-    keep_off_tick(peer_keeps_off, now);
+    keep_off_tick(peer_keeps_off, peer_clock_ns());
     for (int r = 0; r < peer_job.ranks; r++) {
         struct peer *p = &peer_job.peers[r];
         if (r == peer_job.rank || !atomic_load(&p->alive))
@@ -217,6 +217,8 @@ void *peer_progress_main(void *arg)
             if (spins)
                 peer_spin_learn(&spin, false);
             spins = thread_sleep();
+            if (spins)
+                peer_job.patience = 0;
             end_ns = peer_clock_ns() + (spins ? peer_spin_ns(&spin) : 0);
         }
     }

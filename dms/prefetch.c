@@ -69,7 +69,6 @@ struct prefetch_plan prefetch_fault(struct prefetcher *p, uint64_t page, uint32_
     if (s) {
         int64_t d = (int64_t)(page - s->last);
         bool unit = d == 1 || d == -1;
-        bool again = s->stride == d && s->window == 0;
         /* a running stream that jumped over pages which were there already */
         bool ahead = s->hits > 0 && llabs(s->stride) == 1 && (d > 0) == (s->stride > 0);
         s->clock = p->clock;
@@ -81,9 +80,9 @@ struct prefetch_plan prefetch_fault(struct prefetcher *p, uint64_t page, uint32_
         s->last = page;
         s->expect = page + (uint64_t)d;
         /* neighbours are a stream at once, a stride must be seen twice */
-        if (!again && (!unit || p->doubt == DOUBT_MAX))
+        if (!unit || p->doubt == DOUBT_MAX)
             return none;
-        p->doubt += !again;
+        p->doubt++;
         return stream_go_on(p, s, page, max);
     }
     s = oldest(p);

@@ -238,7 +238,7 @@ static void setup_undo(struct lpet *l)
     if (l->chan)
         sys_munmap((uint64_t)l->chan, l->chan_size);
     if (l->staging)
-        sys_munmap(l->staging, EDM_STAGING_PAGES * EDM_PAGE_SIZE);
+        sys_munmap(l->staging, (EDM_STAGING_PAGES + 1) * EDM_PAGE_SIZE);
     l->chan = NULL;
     l->staging = 0;
     l->handed_over = false;
