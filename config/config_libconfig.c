@@ -1,10 +1,12 @@
 #include "config_libconfig.h"
 
 #include "value.h"
+#include <ctype.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <libconfig.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* The functions used (the rest of libconfig's interface that is used are macros on its structs). */
@@ -115,12 +117,55 @@ static enum edm_file_kind list_text(const struct api *a, const config_setting_t 
     return EDM_FILE_LIST;
 }
 
-static enum edm_file_kind setting_text(const struct api *a, const config_setting_t *s, char *buf,
-                                       size_t len)
+static bool is_name(char c)
+{
+    return isalnum((unsigned char)c) || strchr("_-*", c);
+}
+
+/* The number that the line gives the setting; false: it is not there to be found. */
+static bool number_on_line(const char *line, const char *name, long long *out)
+{
+    size_t len = strlen(name);
+    char *end;
+
+    for (const char *at = line; (at = strstr(at, name)); at += len) {
+        const char *v = at + len + strspn(at + len, " \t");
+        if ((at > line && is_name(at[-1])) || (*v != '=' && *v != ':'))
+            continue;
+        errno = 0;
+        *out = strtoll(v + 1, &end, 0);
+        return end != v + 1 && !errno;
+    }
+    return false;
+}
+
+/* libconfig 1.5 cuts whole numbers without an L to 32 bits and says nothing: what the file says. */
+static long long whole_number(const struct api *a, const config_setting_t *s, const char *file)
+{
+    char line[EDM_VALUE_MAX];
+    long long value = a->get_int64(s), said;
+    FILE *f = fopen(file, "re");
+
+    for (unsigned n = config_setting_source_line(s); f && n > 0;) {
+        if (!fgets(line, sizeof(line), f))
+            break;
+        n -= strchr(line, '\n') != NULL;
+        if (n == 0 && number_on_line(line, config_setting_name(s), &said))
+            value = said;
+    }
+    if (f)
+        fclose(f);
+    return value;
+}
+
+static enum edm_file_kind setting_text(const struct api *a, const config_setting_t *s,
+                                       const char *file, char *buf, size_t len)
 {
     snprintf(buf, len, "(group)");
     switch (config_setting_type(s)) {
     case CONFIG_TYPE_INT:
+        snprintf(buf, len, "%lld", whole_number(a, s, file));
+        return EDM_FILE_NUMBER;
     case CONFIG_TYPE_INT64:
         snprintf(buf, len, "%lld", a->get_int64(s));
         return EDM_FILE_NUMBER;
@@ -157,9 +202,9 @@ static int each_setting(const struct api *a, config_t *cfg, const char *path,
             .line = (int)config_setting_source_line(s),
         };
 
-        fs.kind = setting_text(a, s, text, sizeof(text));
         if (!fs.file)
             fs.file = path;
+        fs.kind = setting_text(a, s, fs.file, text, sizeof(text));
         rc = each(ctx, &fs);
     }
     return rc;

@@ -221,16 +221,21 @@ static void forward(int sig)
     errno = saved;
 }
 
+static void forward_sent(int sig, siginfo_t *info, void *context)
+{
+    if (info->si_code != SI_KERNEL)
+        forward(sig);
+}
+
 /* The terminal's SIGINT and SIGQUIT reach CMD by themselves. Signals ignored before stay ignored.
  */
 static void catch_signals(struct sigaction *saved_int, struct sigaction *saved_quit)
 {
-    struct sigaction sa = {.sa_handler = SIG_IGN}, old;
+    struct sigaction sa = {.sa_sigaction = forward_sent, .sa_flags = SA_RESTART | SA_SIGINFO}, old;
 
     sigaction(SIGINT, &sa, saved_int);
     sigaction(SIGQUIT, &sa, saved_quit);
-    sa.sa_handler = forward;
-    sa.sa_flags = SA_RESTART;
+    sa = (struct sigaction){.sa_handler = forward, .sa_flags = SA_RESTART};
     for (size_t i = 0; i < NFORWARDED; i++) {
         sigaction(forwarded[i], NULL, &old);
         if (old.sa_handler != SIG_IGN)

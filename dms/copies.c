@@ -531,5 +531,5 @@ int copies_start(void)
     }
     pthread_mutex_unlock(&copies.lock);
     copies_claim();
-    return copies.nranks > 1 ? spread_start() : 0;
+    return spread_start(); /* alone, too: it tells when nobody can take a page */
 }

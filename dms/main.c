@@ -396,10 +396,16 @@ int main(int argc, char **argv)
     struct server_options opt = {&config, a.is_auto};
     int e = server_open(&opt, err, sizeof(err));
     if (logs) /* its folder may be new */
-        edm_log_init("edm-dms", config.log_level, config.log_file);
+        logs = edm_log_init("edm-dms", config.log_level, config.log_file);
     if (e == -EADDRINUSE && a.daemon && somebody_serves(config.socket)) {
         say_ready(&config);
         return 0;
+    }
+    if (!e && logs) {
+        snprintf(err, sizeof(err), "log_file = \"%.200s\": %s: give a file that can be written",
+                 config.log_file, strerror(-logs));
+        e = logs;
+        unlink(config.socket);
     }
     if (e)
         fail(err);

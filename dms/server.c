@@ -21,6 +21,7 @@
 
 #define AUTO_LINGER_NS 5000000000ull
 #define LOCK_TRIES 50
+#define SYSTEM_FOLDER "/run/edm"
 #define LPET_BACK_NS 5000000000ull /* an LPET that lives comes back much sooner */
 
 struct server server = {.lock_fd = -1,
@@ -39,7 +40,8 @@ static char keeper_mark; /* in the loop: the keeper has ended */
 static int make_folder(const char *path, char *err, size_t errlen)
 {
     struct stat st;
-    if (mkdir(path, 0700) && errno != EEXIST) {
+    bool made = mkdir(path, 0700) == 0, ours = made || strcmp(path, SYSTEM_FOLDER) == 0;
+    if (!made && errno != EEXIST) {
         int e = -errno;
         snprintf(err, errlen, "%s: cannot make the folder: %s", path, strerror(-e));
         return e;
@@ -52,6 +54,13 @@ static int make_folder(const char *path, char *err, size_t errlen)
         snprintf(err, errlen, "%s: belongs to another user: set `socket` to a path of your own",
                  path);
         return -EPERM;
+    }
+    /* who may use the socket must get to it */
+    if (ours && server.has_group && st.st_uid == geteuid() &&
+        (chown(path, (uid_t)-1, server.group) || chmod(path, 0710))) {
+        int e = -errno;
+        snprintf(err, errlen, "%s: cannot be given to server_group: %s", path, strerror(-e));
+        return e;
     }
     return 0;
 }
@@ -90,6 +99,17 @@ static int find_group(const char *name, char *err, size_t errlen)
     server.has_group = g != NULL;
     server.group = g ? g->gr_gid : 0;
     return 0;
+}
+
+/* What lies there and is no socket is somebody's file. */
+static int check_path(char *err, size_t errlen)
+{
+    struct stat st;
+    if (lstat(server.socket, &st) || S_ISSOCK(st.st_mode))
+        return 0;
+    snprintf(err, errlen, "%s: is not a socket: set `socket` to a path that is free",
+             server.socket);
+    return -ENOTSOCK;
 }
 
 static int bind_socket(char *err, size_t errlen)
@@ -144,8 +164,9 @@ int server_open(const struct server_options *opt, char *err, size_t errlen)
     server.opt = *opt;
     snprintf(server.socket, sizeof(server.socket), "%s", opt->config->socket);
     snprintf(dir, sizeof(dir), "%s", server.socket);
-    int e = make_folder(dirname(dir), err, errlen);
-    if (e || (e = take_lock(err, errlen)))
+    int e = check_path(err, errlen);
+    if (e || (e = find_group(opt->config->server_group, err, errlen)) ||
+        (e = make_folder(dirname(dir), err, errlen)) || (e = take_lock(err, errlen)))
         return e;
     server.uffd_dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
     if (server.uffd_dev < 0) {
@@ -155,7 +176,7 @@ int server_open(const struct server_options *opt, char *err, size_t errlen)
                               : "run edm-dms as root, or give its user access to the device");
         return e;
     }
-    if ((e = find_group(opt->config->server_group, err, errlen)) || (e = bind_socket(err, errlen)))
+    if ((e = bind_socket(err, errlen)))
         return e;
     return open_loop(err, errlen);
 }

@@ -258,5 +258,33 @@ try "$edm" start -o socket="$sock" -o disk_path=/dev/null/x -o disk_store=64M
 expect start_impossible_disk_path 125 /dev/null/x
 try "$edm" start -o socket=/proc/edm/dms.sock
 expect start_impossible_socket 125 /proc/edm
+echo mine >"$work/file"
+try "$edm" start -o socket="$work/file"
+expect start_over_a_file 125 "$work/file" 'not a socket'
+[ "$(cat "$work/file")" = mine ] && ok file_stays || not_ok file_stays "the file is gone"
+try "$edm" start -o socket="$work"
+expect start_over_a_folder 125 "$work" 'not a socket'
+try "$edm" start -o socket="$sock" -o log_file=/nonexistent/log
+expect start_impossible_log 125 /nonexistent/log
+
+# ---- libconfig cuts numbers that need more than 32 bits
+
+printf 'memory_store = 8589934592; disk_store=0x200000000;\nlocal_memory :\t4563402752;\n' >"$work/big.conf"
+try "$edm" config -c "$work/big.conf"
+[ "$rc" = 0 ] && [[ $out == *'memory_store = "8G"'*'disk_store = "8G"'* && $out == *'local_memory = "4352M"'* ]] &&
+    ok big_numbers || not_ok big_numbers "status $rc: $out $err"
+echo 'prefetch_max = 4294967297;' >"$work/big.conf"
+try "$edm" config -c "$work/big.conf"
+expect big_number_out_of_range 125 big.conf:1 prefetch_max 4294967297
+
+# ---- nobody can take pages that may not stay here: one warning, and the program goes on
+
+try "$edm" start -o socket="$sock" -o memory_store=64M -o disk_store=0 -o log_file="$work/alone.log"
+[ "$rc" = 0 ] || not_ok alone "no server: $err"
+try "$edm" run -o socket="$sock" -o server=require -m 16M -o placement=remote -- \
+    /usr/bin/python3 -c 'x = bytearray(b"x") * (64 << 20); print(len(x))'
+[ "$rc" = 0 ] && [ "$out" = 67108864 ] && [ "$(grep -c full "$work/alone.log")" = 1 ] && ok alone ||
+    not_ok alone "status $rc: $out $err $(tail -2 "$work/alone.log")"
+"$edm" stop -o socket="$sock" >/dev/null
 
 exit $failed
