@@ -3,6 +3,8 @@
 #include "../config/log.h"
 #include <errno.h>
 #include <poll.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SPIN_MIN_NS 4000ull
@@ -14,7 +16,8 @@
 #define IDLE_MS 500          /* at most, else */
 #define CHECK_NS 10000000ull /* between two looks at the time limits */
 #define REQUEST_LIMITS 8     /* a rank that talks, but not about this: so many time limits */
-#define PATIENCE_MAX 9       /* 2^n ms */
+#define NICE (-5)
+#define PATIENCE_MAX 9 /* 2^n ms */
 
 _Thread_local struct keep_off *peer_keeps_off;
 
@@ -198,6 +201,8 @@ void *peer_progress_main(void *arg)
     uint64_t last_ns = 0, end_ns = 0;
     bool spins = false;
     pthread_setname_np(pthread_self(), "edm-ranks");
+    /* without the right to: on a busy machine it answers late, and others may take it for dead */
+    (void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), NICE);
     keep_off_init(&off);
     peer_keeps_off = &off;
     for (;;) {
