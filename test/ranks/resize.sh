@@ -1,5 +1,5 @@
 #!/bin/bash
-# A server grows from one rank to three under a program, and pages go to the new ones; it does not shrink
+# A server grows from one rank to three under a program, and copies of pages go to the new ones; it does not shrink
 # while a rank that would be left out keeps pages; when the program has ended, it does.
 source "$(dirname "$0")/../lib/program.sh"
 source "$TEST_ROOT/test/lib/ranks.sh"
@@ -13,7 +13,7 @@ pages_on_both() {
 }
 
 ranks_start 1 memory_store=256M disk_store=0
-"$EDM" run -m 16M -o placement=remote -o reconnect_timeout=40 -- timeout -s KILL 90 \
+"$EDM" run -m 16M -o replicas=2 -o reconnect_timeout=40 -- timeout -s KILL 90 \
     "$EDM_BUILD/test/torture/torture" --seed "${SEED:-7}" --seconds 14 --bytes 160M --threads 2 >"$CASE_TMP/out" 2>&1 &
 program=$!
 pause 2
