@@ -26,7 +26,7 @@ run_on_h1() {
 program_start() {
     case $program in
     torture)
-        run_on_h1 timeout -s KILL $((rounds * 12 + 60)) "$EDM_BUILD/test/torture/torture" --seed "${SEED:-7}" \
+        run_on_h1 timeout -s KILL $((rounds * 12 + 150)) "$EDM_BUILD/test/torture/torture" --seed "${SEED:-7}" \
             --seconds $((rounds * 6 + 4)) --bytes 96M --threads 2
         ;;
     redis)
