@@ -74,11 +74,12 @@ static uint32_t run_find(const struct instance *in, uint32_t id, uint32_t max, u
     return n;
 }
 
-/* Opens leases at the head of the list until it is a page. SPT_NONE: nothing of it can be taken. */
-static uint32_t victim_of(struct instance *in, const struct lspt_list *list)
+/* Opens leases at the head of the queue until it is a page. SPT_NONE: nothing can be taken. */
+static uint32_t victim_next(struct instance *in)
 {
-    for (uint64_t tries = list->count + 1; tries > 0; tries--) {
-        uint32_t node = list->head;
+    for (uint64_t tries = in->lspt.probation.count + in->lspt.protect.count + 1; tries > 0;
+         tries--) {
+        uint32_t node = lspt_victim(&in->lspt);
         if (node == SPT_NONE)
             return SPT_NONE;
         if (node & SPT_CHUNK_BIT) {
@@ -96,16 +97,6 @@ static uint32_t victim_of(struct instance *in, const struct lspt_list *list)
         lspt_push(&in->lspt, &in->spt, node, false);
     }
     return SPT_NONE;
-}
-
-/* What the program wants out is first on probation. */
-static uint32_t victim_next(struct instance *in)
-{
-    struct lspt *l = &in->lspt;
-    bool probation =
-        (in->budget.forced && l->probation.count) || lspt_victim(l) == l->probation.head;
-    uint32_t id = victim_of(in, probation ? &l->probation : &l->protect);
-    return id != SPT_NONE ? id : victim_of(in, probation ? &l->protect : &l->probation);
 }
 
 /* ---- commands ---- */
@@ -256,7 +247,6 @@ static void outcome_back(struct instance *in, struct chunk *c, uint32_t id, bool
     in->busy_streak++;
     in->busy_ns = now_ns();
     p->flags &= (uint8_t)~PF_COPY;
-    p->flags |= PF_HOT; /* somebody uses it: not to be met again soon */
     page_make_resident(in, c, id, false);
 }
 
