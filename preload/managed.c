@@ -1,4 +1,5 @@
 #include "managed.h"
+#include "lpet.h"
 #include <errno.h>
 #include <linux/sysinfo.h>
 #include <string.h>
@@ -135,10 +136,28 @@ bool managed_refuse(uint64_t len, int prot, int flags)
     return overcommit_mode() == '0' && len > capacity();
 }
 
+/*
+ * Who makes a raw call goes on when its event has been read; what it did is known when that is
+ * applied. A server that died in between has a successor, which applies it first.
+ */
+static void wait_applied(const struct edm_chan *chan)
+{
+    const struct timespec tick = {.tv_nsec = 100000};
+    uint32_t batch = __atomic_load_n(&chan->batch, __ATOMIC_SEQ_CST);
+    if (!(batch & 1))
+        return;
+    uint64_t until = lpet_now_ms() + shim_config.settings.reconnect_timeout_ms;
+    while (__atomic_load_n(&chan->batch, __ATOMIC_SEQ_CST) == batch && lpet_now_ms() < until)
+        sys_futex_wait(&chan->batch, batch, &tick, 0); /* nobody wakes it */
+}
+
 bool managed_tampered(void)
 {
     struct edm_chan *chan = atomic_load(&shim_state->chan);
-    return chan && __atomic_load_n(&chan->tampered, __ATOMIC_ACQUIRE);
+    if (!chan)
+        return false;
+    wait_applied(chan);
+    return __atomic_load_n(&chan->tampered, __ATOMIC_ACQUIRE);
 }
 
 /* ---- pieces ---- */
