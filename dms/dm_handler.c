@@ -20,6 +20,7 @@
 #define STARVED_NS 5000000u
 #define WAITERS_MAX 16384 /* more than threads of a program, and each signal may add one */
 #define WAITERS_LOOK 64
+#define WAITERS_US 100000 /* faults that wait for room are looked at again after this */
 #define WAIT_LIMIT_NS                                                                              \
     1000000000ull /* without any progress: then a fault no longer waits for room */
 
@@ -444,7 +445,7 @@ static int msgs_handle(struct instance *in)
     return n;
 }
 
-void dm_handler_step(struct instance *in)
+static void step(struct instance *in)
 {
     if (atomic_load(&in->stop)) /* its pages are given back: none may be stored any more */
         return;
@@ -465,8 +466,8 @@ void dm_handler_step(struct instance *in)
         handlers_spare_wake(in);
 }
 
-/* Is there work that no descriptor will announce? */
-static int next_timeout_us(const struct instance *in)
+/* When there is work that no descriptor will announce; -1: there is none. */
+static int due_us(const struct instance *in)
 {
     if (in->again)
         return now_ns() - in->again_since_ns < 1000000 ? 50 : 1000;
@@ -474,9 +475,28 @@ static int next_timeout_us(const struct instance *in)
         return now_ns() - in->put_off_ns < 1000000 ? 50 : 1000;
     if (in->arrived)
         return in->arrived_tries < 10 * ARRIVED_STARVED ? 50 : 1000;
-    if (!handlers_spare(in) && limbo_is_due(in))
-        return 0;
-    return in->nwaiters ? 100000 : -1;
+    return in->nwaiters ? WAITERS_US : -1;
+}
+
+static int next_timeout_us(const struct instance *in)
+{
+    int due = in->dead ? WAITERS_US : due_us(in);
+    bool later = due < 0 || due >= WAITERS_US;
+    return later && !in->dead && !handlers_spare(in) && limbo_is_due(in) ? 0 : due;
+}
+
+void dm_handler_step(struct instance *in)
+{
+    step(in);
+    handlers_timer_ask(in, due_us(in));
+}
+
+void dm_handler_parks(struct instance *in, unsigned index)
+{
+    pthread_mutex_lock(&in->lock);
+    in->turns.timer_us[index] = -1;
+    handlers_timer_ask(in, due_us(in));
+    pthread_mutex_unlock(&in->lock);
 }
 
 /* After a batch for limbo. Whoever serves faults collects it on the way; the lock is not waited for
@@ -541,8 +561,8 @@ void *dm_handler_main(void *arg)
             drain_eventfd(in->comp_efd);
         if (timeout > 0 && n == 0)
             in->kick = true;
-        dm_handler_step(in);
-        timeout = in->dead ? 100000 : next_timeout_us(in);
+        step(in);
+        timeout = in->turns.timer_us[index] = next_timeout_us(in);
         pthread_mutex_unlock(&in->lock);
     }
     return NULL;

@@ -34,7 +34,7 @@ void handlers_init(struct turns *pl)
     pl->every = TRY_FIRST;
     pl->stat_fd = -1;
     for (int i = 0; i < HANDLERS_MAX; i++)
-        pl->park_efd[i] = pl->cpu[i] = -1;
+        pl->park_efd[i] = pl->cpu[i] = pl->timer_us[i] = -1;
 }
 
 void handlers_fini(struct turns *pl)
@@ -213,9 +213,22 @@ bool handlers_wait(struct instance *in, unsigned index)
             return false;
         if (limbo_work(in))
             return true;
+        if (pl->timer_us[index] >= 0)
+            dm_handler_parks(in, index);
         if (poll(&fd, 1, -1) > 0)
             (void)!read(fd.fd, &value, sizeof(value));
     }
+}
+
+/* Whoever leaves work behind that no descriptor announces is not always a handler that polls: a
+ * reader of the disk, the hooks' thread, a handler that parks. One that polls must come back. */
+void handlers_timer_ask(struct instance *in, int due_us)
+{
+    bool covered = due_us < 0;
+    for (unsigned i = 0; i < in->nhandlers && !covered; i++)
+        covered = in->turns.timer_us[i] >= 0 && in->turns.timer_us[i] <= due_us;
+    if (!covered)
+        instance_wake(in);
 }
 
 bool handlers_spare(const struct instance *in)

@@ -87,13 +87,14 @@ struct turns_cost {
 struct turns {
     bool placed; /* handler i is kept on cpu[i] */
     int cpu[HANDLERS_MAX], park_efd[HANDLERS_MAX];
-    atomic_int leader; /* the only handler that polls; -1: all of them */
-    uint32_t tid;      /* of the last faults */
-    uint32_t same;     /* faults of that thread in a row */
-    uint32_t looked;   /* `same` when its CPU was last asked for */
-    uint64_t last_ns;  /* of the last fault */
-    int stat_fd;       /* its /proc/PID/task/TID/stat, -1 = not open */
-    bool leading;      /* this window is with a leader */
+    int timer_us[HANDLERS_MAX]; /* its poll ends after this; -1: only by a descriptor, or parked */
+    atomic_int leader;          /* the only handler that polls; -1: all of them */
+    uint32_t tid;               /* of the last faults */
+    uint32_t same;              /* faults of that thread in a row */
+    uint32_t looked;            /* `same` when its CPU was last asked for */
+    uint64_t last_ns;           /* of the last fault */
+    int stat_fd;                /* its /proc/PID/task/TID/stat, -1 = not open */
+    bool leading;               /* this window is with a leader */
     uint64_t window_ns;
     uint32_t window_same;      /* `same` and time at its start */
     uint32_t trial;            /* windows left of a trial of the other way */
@@ -288,6 +289,9 @@ void handlers_measured(struct turns *pl, uint64_t ns);
 void handlers_fault(struct instance *in, uint32_t tid, uint64_t now);
 /* Waits until handler `index` may poll. True: it is still parked, but limbo has work for it. */
 bool handlers_wait(struct instance *in, unsigned index);
+/* With the lock, by any thread: work is due in so many us (-1: none); sees to it that a handler
+ * which polls comes back in time. */
+void handlers_timer_ask(struct instance *in, int due_us);
 /* Gives the calling handler its share of the CPU. */
 void handlers_weigh(void);
 /* Is there a parked handler? */
@@ -305,8 +309,10 @@ void dm_handler_served(struct instance *in, uint64_t addr);
 /* A page came back from the store into place. */
 void dm_handler_stored_is_resident(struct instance *in, uint32_t id);
 void dm_handler_page_lost(struct instance *in, uint32_t id, int err);
-/* One look at everything that is pending, under the lock. */
+/* One look at everything that is pending, under the lock, by any thread. */
 void dm_handler_step(struct instance *in);
+/* Handler `index` will not poll: another does what it would have come back for. Takes the lock. */
+void dm_handler_parks(struct instance *in, unsigned index);
 
 /* ---- ahead.c ---- */
 /* A stored page that is on disk or on another rank: asked for by the next flush of fetch.c. */

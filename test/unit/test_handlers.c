@@ -21,6 +21,20 @@ bool limbo_work(struct instance *in)
     return had;
 }
 
+static unsigned wakes;
+
+void instance_wake(struct instance *in)
+{
+    wakes++;
+}
+
+void dm_handler_parks(struct instance *in, unsigned index)
+{
+    int due = in->turns.timer_us[index];
+    in->turns.timer_us[index] = -1;
+    handlers_timer_ask(in, due);
+}
+
 static struct instance *in;
 static uint64_t now = 1000000;
 
@@ -35,6 +49,7 @@ static int setup(void **state)
     sched_setaffinity(0, sizeof(one), &one);
     in->pid = getpid();
     in->nhandlers = 2;
+    wakes = 0;
     in->turns.placed = true;
     in->turns.cpu[0] = sched_getcpu();
     in->turns.cpu[1] = in->turns.cpu[0] + 1;
@@ -196,6 +211,41 @@ static void parked_handler_is_woken(void **state)
     assert_null(had_work);
 }
 
+static unsigned wakes_for(int due_us)
+{
+    wakes = 0;
+    handlers_timer_ask(in, due_us);
+    return wakes;
+}
+
+static void somebody_comes_in_time(void **state)
+{
+    assert_int_equal(wakes_for(-1), 0);
+    assert_int_equal(wakes_for(100000), 1);
+    in->turns.timer_us[1] = 1000;
+    assert_int_equal(wakes_for(100000), 0);
+    assert_int_equal(wakes_for(1000), 0);
+    assert_int_equal(wakes_for(50), 1);
+    in->turns.timer_us[0] = 0;
+    assert_int_equal(wakes_for(50), 0);
+}
+
+/* What a handler would have come back for is not forgotten while it sleeps for good. */
+static void timer_of_who_parks_is_handed_over(void **state)
+{
+    void *had_work;
+    pthread_t t;
+    atomic_store(&in->turns.leader, 0);
+    in->turns.timer_us[1] = 100000;
+    pthread_create(&t, NULL, parked, NULL);
+    usleep(20000);
+    assert_int_equal(in->turns.timer_us[1], -1);
+    assert_int_equal(wakes, 1);
+    atomic_store(&in->stop, true);
+    handlers_wake(in);
+    pthread_join(t, &had_work);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -211,6 +261,8 @@ int main(void)
         TEST(unknown_thread_has_no_leader),
         TEST(who_leads_polls),
         TEST(parked_handler_is_woken),
+        TEST(somebody_comes_in_time),
+        TEST(timer_of_who_parks_is_handed_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
