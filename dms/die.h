@@ -25,6 +25,7 @@ enum die_point {
     DIE_FORK_TABLE,     /* … the child's table is complete, nobody knows of it */
     DIE_FORK_SAVED,     /* … in its image, not published */
     DIE_FORK_PUBLISHED, /* … published, the parent not told */
+    DIE_FOLLOW_PUT, /* what left its parent is stored for the child, whose table does not say so */
     /* faults */
     DIE_ZERO_PLACED,   /* zeros placed, the table does not say so */
     DIE_LIMBO_PLACED,  /* the same from limbo */
@@ -38,6 +39,7 @@ enum die_point {
     DIE_COMMAND_WRITTEN, /* written, not published */
     DIE_COMMAND_POSTED,  /* published, the LPET not told */
     DIE_COMPLETE_BEGIN,  /* before the first page of an outcome */
+    DIE_LIMBO_NAMED,     /* an outcome has said where in limbo, the state does not yet */
     DIE_COMPLETE_PAGE,   /* after a page of an outcome */
     DIE_COMPLETE_SEEN,   /* all pages done, the command not yet over */
     DIE_COMPLETE_OVER,   /* over, its record not cleared */

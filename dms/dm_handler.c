@@ -88,12 +88,13 @@ void dm_handler_stored_is_resident(struct instance *in, uint32_t id)
 {
     struct page *p = spt_page(&in->spt, id);
     in->stored--;
-    if (copies_fullness(p->handle) > 500)
-        page_drop_handle(p);
     p->flags &= (uint8_t)~PF_FETCHING;
     if (lspt_left_early((uint32_t)in->stats->evicted - p->link.next, in->budget.limit))
         p->flags |= PF_HOT;
     make_resident(in, id);
+    image_order(); /* a stored page has a copy */
+    if (copies_fullness(p->handle) > 500)
+        page_drop_handle(p);
 }
 
 void dm_handler_page_lost(struct instance *in, uint32_t id, int err)

@@ -258,6 +258,7 @@ static void outcome_limbo(struct instance *in, uint32_t id, uint32_t ring)
     p->link.next = ring;
     p->flags &= (uint8_t) ~(PF_PREFETCHED | PF_COPY);
     image_order();
+    die_at(DIE_LIMBO_NAMED);
     spt_set(spt_chunk_of(&in->spt, id), p, PAGE_LIMBO);
 }
 
@@ -274,8 +275,9 @@ static void outcome_stayed(struct instance *in, uint32_t id)
     struct chunk *c = spt_chunk_of(&in->spt, id);
     bool discard = p->flags & PF_DISCARD;
     enum page_state then = p->version;
-    p->flags &= (uint8_t)~PF_DISCARD;
     spt_set(c, p, PAGE_NEW);
+    image_order();
+    p->flags &= (uint8_t)~PF_DISCARD;
     if (discard)
         page_forget(in, c, id, then);
     else
@@ -363,8 +365,9 @@ static void outcome_at(struct instance *in, const struct track *t, uint32_t i, u
     if (!page_awaits(p, tag) || (!discard && id == t->id[i]))
         return;
     enum page_state then = discard ? p->version : PAGE_NEW;
-    p->flags &= (uint8_t)~PF_DISCARD;
     spt_set(c, p, PAGE_NEW);
+    image_order();
+    p->flags &= (uint8_t)~PF_DISCARD;
     if (there && !discard)
         page_make_resident(in, c, id, false);
     else

@@ -75,28 +75,41 @@ static enum page_state follow_state(struct instance *child, uint32_t id, enum ou
     }
 }
 
+/* It waits for its parent's page, also for a successor, until it has a copy of its own. */
+static void follow_store(struct instance *child, struct chunk *c, struct page *p,
+                         const void *contents)
+{
+    struct copies_wish wish = page_wish(child);
+    uint32_t version = page_next_version();
+    store_handle h = 0;
+    if (copies_put(contents, version, &wish, true, &h)) {
+        spt_set(c, p, PAGE_POISONED);
+        return;
+    }
+    die_at(DIE_FOLLOW_PUT);
+    page_drop_handle(p); /* of a server that died just here */
+    p->version = version;
+    image_order();
+    p->handle = h;
+    image_order();
+    spt_set(c, p, PAGE_STORED);
+    child->stored++;
+}
+
 static void follow_settle(struct instance *child, uint32_t id, enum outcome_kind kind,
                           const void *contents)
 {
     struct page *p = spt_page(&child->spt, id);
     struct chunk *c = spt_chunk_of(&child->spt, id);
-    store_handle h = 0;
-    uint32_t version = page_next_version();
-    struct copies_wish wish = page_wish(child);
     bool discard = p->flags & PF_DISCARD;
     enum page_state then = discard ? p->version : follow_state(child, id, kind);
-    p->flags &= (uint8_t)~PF_DISCARD;
-    spt_set(c, p, PAGE_NEW);
     if (then == PAGE_RESIDENT) {
         page_make_resident(child, c, id, false);
-    } else if (!discard && contents && copies_put(contents, version, &wish, true, &h) == 0) {
-        p->handle = h;
-        p->version = version;
-        spt_set(c, p, PAGE_STORED);
-        child->stored++;
     } else if (!discard && contents) {
-        spt_set(c, p, PAGE_POISONED);
+        follow_store(child, c, p, contents);
     } else {
+        spt_set(c, p, PAGE_NEW); /* no longer EVICTING: page_forget may finish it */
+        image_order();
         page_forget(child, c, id, then);
     }
     child->kick = true;

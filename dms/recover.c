@@ -1,10 +1,10 @@
 /*
  * A server takes over from one that was killed. For each instance: its image and the kernel say
- * together where every page is. What is present in the instance's memory is resident, whatever the
- * table says, for the kernel did it or was told to before the table was written; what the table
- * calls stored is stored if the store has that version; commands to the LPET go on; events that had
- * been read and not applied are applied. Then every managed range is registered and woken: a
- * fault that the dead server had read is announced again.
+ * together where every page is. What the table calls stored is stored if the store has that
+ * version; commands to the LPET go on; events that had been read and not applied are applied, and
+ * those that wait are read. What is present in the instance's memory then is resident, whatever the
+ * table says, for the kernel did it or was told to before the table was written. Then every managed
+ * range is registered and woken: a fault that a server had read is announced again.
  */
 #include "../config/log.h"
 #include "die.h"
@@ -18,6 +18,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define SCAN_NS 1000000000ull
+
 struct recovery {
     struct legacy legacy;
     struct instance **all;
@@ -27,98 +29,136 @@ struct recovery {
 
 /* ---- the table ---- */
 
-/* Elsewhere a page that nothing is known of is not ours. */
-static bool in_arena(const struct instance *in, const struct chunk *c)
-{
-    return c->addr - in->arena_start < in->arena_len;
-}
+/*
+ * What the kernel says is of now, what the table says of before the events that are not applied: a
+ * page may have come since to where another had been evicted. So the table is settled by itself;
+ * then come the events; then the kernel is asked.
+ */
 
-static void page_is_there(struct instance *in, struct chunk *c, uint32_t i)
+/* Is the page in a command that is not looked at yet? *tag: which. */
+static bool page_is_leaving(const struct instance *in, const struct page *p, uint32_t id,
+                            uint32_t *tag)
 {
-    struct page *p = &c->pages[i];
-    if (p->state == PAGE_FOREIGN || p->state == PAGE_EVICTING ||
-        (p->state == PAGE_NEW && !in_arena(in, c)))
-        return;
-    spt_set(c, p, PAGE_RESIDENT);
-    if (p->pins) {
-        in->budget.pinned++;
-        return;
+    for (uint32_t n = in->cmd_seen; n != in->cmd_head; n++) {
+        const struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
+        for (uint32_t i = 0; i < t->npages; i++) {
+            *tag = n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i;
+            if (t->id[i] == id || (t->at[i] == id && p->link.next == *tag))
+                return true;
+        }
     }
-    lspt_push(&in->lspt, &in->spt, spt_id(c, i), false);
-    in->budget.resident++;
+    return false;
 }
 
-static void page_is_not_there(struct instance *in, struct chunk *c, uint32_t i)
+/* A page that a command was to take: it does; or its command was never given; or is the parent's.
+ */
+static void page_settle_evicting(struct instance *in, struct chunk *c, uint32_t i)
 {
     struct page *p = &c->pages[i];
-    bool broken = p->state == PAGE_LIMBO && p->link.next >= in->limbo.pages;
-    if (p->state == PAGE_RESIDENT) /* discarded: REMOVE is on its way, or was ours to apply */
-        spt_set(c, p, PAGE_NEW);
-    if (broken || (p->state == PAGE_STORED && !p->handle))
-        spt_set(c, p, PAGE_POISONED);
-    in->stored += p->state == PAGE_STORED;
-}
-
-/* Is the page in a command that is not looked at yet? */
-static bool page_is_leaving(const struct instance *in, const struct page *p, uint32_t id)
-{
-    uint32_t slot = p->link.next / EDM_CMD_PAGES, i = p->link.next % EDM_CMD_PAGES;
-    uint32_t number = in->cmd_seen;
-    while (number != in->cmd_head && number % EDM_CHAN_CMDS != slot)
-        number++;
-    if (number == in->cmd_head || !tag_is_own(p->link.next))
-        return false;
-    const struct track *t = &in->tracks[slot];
-    return i < t->npages && (t->id[i] == id || t->at[i] == id);
+    uint32_t tag;
+    bool own = tag_is_own(p->link.next);
+    if (own && page_is_leaving(in, p, spt_id(c, i), &tag))
+        p->link.next = tag; /* it may say already where in limbo it was to go */
+    else if (own) {
+        spt_set(c, p, PAGE_RESIDENT);
+        p->flags &= (uint8_t)~PF_DISCARD;
+    }
 }
 
 /* Only what a server that runs can use goes: lists, leases, fetches under way. */
-static void page_clear(struct instance *in, struct chunk *c, uint32_t i, bool there)
+static void page_settle(struct instance *in, struct chunk *c, uint32_t i)
 {
     const uint8_t kept = PF_HOT | PF_DISCARD | PF_COPY | PF_WIPE | PF_NOFORK;
     struct page *p = &c->pages[i];
-    p->flags &= kept;
+    p->flags &= p->state == PAGE_EVICTING ? kept : (uint8_t)(kept & ~PF_DISCARD);
     c->touched += p->state != PAGE_NEW;
     c->foreign += p->state == PAGE_FOREIGN;
     c->pinned += p->pins > 0;
     in->foreign |= p->state == PAGE_FOREIGN;
     if (p->handle && !copies_adopt(p->handle, p->version))
         p->handle = 0; /* of a stored page: lost, unless it is present or discarded */
-    if (p->state != PAGE_EVICTING || page_is_leaving(in, p, spt_id(c, i)))
-        return;
-    if (there || tag_is_own(p->link.next)) /* its command was never given; or is the parent's */
-        spt_set(c, p, there ? PAGE_RESIDENT : PAGE_NEW);
+    if (p->state == PAGE_EVICTING)
+        page_settle_evicting(in, c, i);
+    bool broken = p->state == PAGE_LIMBO && p->link.next >= in->limbo.pages;
+    if (broken || (p->state == PAGE_STORED && !p->handle))
+        spt_set(c, p, PAGE_POISONED);
+    in->stored += p->state == PAGE_STORED;
+    if (p->state == PAGE_RESIDENT)
+        page_make_resident(in, c, spt_id(c, i), false);
 }
 
 static void chunk_settle(struct instance *in, struct chunk *c)
 {
-    uint64_t bits[EDM_CHUNK_PAGES / 64] = {0};
-    bool ghost = spt_is_ghost(c); /* at its address another page is now */
-    bool known = !ghost && in->pagemap_fd >= 0 &&
-                 uffd_present(in->pagemap_fd, c->addr, EDM_CHUNK_PAGES, bits) == 0;
     c->touched = c->foreign = c->pinned = 0;
     c->broken_ns = c->leased ? now_ns() : c->broken_ns;
+    c->unknown |= c->leased || (in->pagemap_fd < 0 && !spt_is_ghost(c));
     c->listed = c->leased = 0;
-    c->unknown |= !known && !ghost; /* a forked child that nobody has claimed: its LPET will tell */
-    for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++) {
-        bool there = known && bits[i / 64] >> (i % 64) & 1;
-        page_clear(in, c, i, there);
-        /* what a late command took is not there either: its outcome will tell */
-        there |= c->pages[i].state == PAGE_RESIDENT && (!known || evict_targets(in, spt_id(c, i)));
-        (there ? page_is_there : page_is_not_there)(in, c, i);
+    for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++)
+        page_settle(in, c, i);
+}
+
+/* ---- the kernel ---- */
+
+/* Elsewhere a page that nothing is known of is not ours. */
+static bool in_arena(const struct instance *in, const struct chunk *c)
+{
+    return c->addr - in->arena_start < in->arena_len;
+}
+
+/* Placed by the dead server before it could write that down, or by the kernel. */
+static void page_is_there(struct instance *in, struct chunk *c, uint32_t i)
+{
+    struct page *p = &c->pages[i];
+    switch (p->state) {
+    case PAGE_NEW:
+        if (!in_arena(in, c))
+            return;
+        break;
+    case PAGE_STORED:
+        in->stored--;
+        break;
+    case PAGE_LIMBO:
+        in->limbo.owner[p->link.next] = RING_FREE;
+        in->limbo.used--;
+        break;
+    case PAGE_POISONED:
+        break;
+    default:
+        return;
+    }
+    page_make_resident(in, c, spt_id(c, i), false);
+}
+
+/* Snapshots the chunk while no call of the program's is under way whose event could not be read
+ * yet. False: there always was one. */
+static bool chunk_scan(struct instance *in, const struct chunk *c, uint64_t until_ns,
+                       uint64_t *bits)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    for (;;) {
+        if (uffd_present(in->pagemap_fd, c->addr, EDM_CHUNK_PAGES, bits))
+            return false;
+        if (!events_wait(in))
+            return true;
+        events_read(in); /* threads whose faults are read with them are woken later */
+        if (now_ns() > until_ns)
+            return false;
+        nanosleep(&pause, NULL);
     }
 }
 
-/* What applying the events has brought: the rest of the table is right already. */
-static void chunk_look_again(struct instance *in, struct chunk *c)
+/* What is not there was discarded, or a late command took it: its outcome will tell. */
+static void chunk_look(struct instance *in, struct chunk *c, uint64_t until_ns)
 {
     uint64_t bits[EDM_CHUNK_PAGES / 64];
-    if (in->pagemap_fd < 0 || !in_arena(in, c) ||
-        uffd_present(in->pagemap_fd, c->addr, EDM_CHUNK_PAGES, bits))
-        return;
+    if (in->pagemap_fd < 0 || spt_is_ghost(c) || !chunk_scan(in, c, until_ns, bits))
+        return; /* a forked child that nobody has claimed: its LPET will tell */
+    c->unknown = 0;
     for (uint32_t i = 0; i < EDM_CHUNK_PAGES; i++)
-        if (bits[i / 64] >> (i % 64) & 1 && c->pages[i].state == PAGE_NEW)
-            page_make_resident(in, c, spt_id(c, i), false);
+        if (bits[i / 64] >> (i % 64) & 1)
+            page_is_there(in, c, i);
+        else if (c->pages[i].state == PAGE_RESIDENT && !evict_targets(in, spt_id(c, i)))
+            page_forget(in, c, spt_id(c, i), PAGE_NEW);
 }
 
 /* ---- one instance ---- */
@@ -155,7 +195,6 @@ static struct instance *instance_load(const struct legacy *l, const struct state
 static void instance_settle(struct instance *in)
 {
     in->budget.evicting = in->budget.fetching = in->budget.leases = 0;
-    in->nat = in->chan != NULL; /* evict_restore counts */
     for (uint32_t n = 0; n < in->spt.nchunks; n++) {
         chunk_settle(in, &in->spt.chunks[n]);
         in->nghosts += spt_is_ghost(&in->spt.chunks[n]);
@@ -181,7 +220,7 @@ static void page_refollow(struct instance *parent, struct instance *child, uint3
 {
     struct page *p = spt_page(&child->spt, id);
     struct chunk *c = spt_chunk_of(&child->spt, id);
-    if (p->state != PAGE_EVICTING || page_is_leaving(child, p, id))
+    if (p->state != PAGE_EVICTING || tag_is_own(p->link.next))
         return;
     if (parent)
         fork_page_follow(parent, child, c, id, p->link.next - TAG_PARENT, p->link.prev);
@@ -226,15 +265,15 @@ static void forks_take(const struct recovery *r, struct instance *in)
 
 static void instance_catch_up(struct instance *in)
 {
-    uint32_t left = events_left(in), next = in->img->next;
     pthread_mutex_lock(&in->lock);
-    events_apply(in, left);
-    if (left > next) {
-        for (uint32_t n = 0; n < in->spt.nchunks; n++)
-            chunk_look_again(in, &in->spt.chunks[n]);
-        if (in->chan)
-            evict_restore(in);
-    }
+    if (in->chan)
+        instance_starve(in, true); /* until it goes on */
+    events_apply(in, events_left(in));
+    uint64_t until_ns = now_ns() + SCAN_NS; /* what is not seen then is not counted */
+    for (uint32_t n = 0; n < in->spt.nchunks; n++)
+        chunk_look(in, &in->spt.chunks[n], until_ns);
+    if (in->chan)
+        evict_restore(in);
     pthread_mutex_unlock(&in->lock);
 }
 

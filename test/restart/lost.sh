@@ -301,6 +301,14 @@ scene_fork_raw() {
     scene_fork_libc raw
 }
 
+# Pages were moved to where others had been, and the server that should have heard of it is dead
+scene_moved() {
+    supervisor_start "${SERVER[@]}"
+    program_start "$EDM_BUILD/test/restart/moved" "$CASE_TMP/server.pid"
+    program_expect 0
+    taken_over 4 || fail "the server was not killed in each round"
+}
+
 # server=auto: the program whose server was killed goes on when a second program starts another
 scene_auto() {
     export EDM_SOCKET=$CASE_TMP/dms.sock
