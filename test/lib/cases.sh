@@ -264,7 +264,7 @@ restart_die_cases() {
     restart_die remap 120 remap_before:50 remap_copied:50 remap_both:50 remap_moved:50 \
         remap_register:5
     restart_die attach 120 hello welcome uffd attached ready
-    restart_die fork 200 fork_begin:2 fork_table:2 fork_saved:2 fork_published:2 follow_put:5 \
+    restart_die fork 200 fork_begin:2 fork_table:2 fork_saved:2 fork_published:2 follow_put:3 \
         claim claim_welcome claim_uffd claimed claim_ready
     restart_die faults 200 zero_placed:50 limbo_placed:50 stored_placed:500 disk_placed:50 \
         lease_open:2 lease_taken:2 lease_break:2 op:20

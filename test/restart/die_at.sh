@@ -16,6 +16,7 @@ options_for() {
     case $1 in
     remove_counted) RUN_OPTIONS+=(evict_method=copy) ;;
     remap_*) TORTURE+=(--only map,write,read,pageout,fork,remap_move,remap_fixed,remap_dontunmap) ;;
+    follow_put) TORTURE=(--threads 8 --calls raw --bytes 48M --seconds 4) ;;
     disk_placed) SERVER=(memory_store=8M disk_store=1G compression=none) ;;
     store_moved) SERVER=(memory_store=8M disk_store=1G compression=lz4) ;;
     esac
