@@ -202,15 +202,19 @@ static void command_follow(struct instance *in, struct chunk *from, uint32_t i, 
         return;
     }
     struct track *t = &in->tracks[tag / EDM_CMD_PAGES];
-    t->id[tag % EDM_CMD_PAGES] = id;
-    if (t->at[tag % EDM_CMD_PAGES] != SPT_NONE) { /* not its first move: it was free to go */
+    uint32_t *at = &t->at[tag % EDM_CMD_PAGES];
+    if (*at != SPT_NONE && *at != spt_id(from, i)) { /* not its first move: it was free to go */
+        t->id[tag % EDM_CMD_PAGES] = id;
         spt_set(from, p, PAGE_NEW);
         return;
     }
-    in->nat++;
-    t->at[tag % EDM_CMD_PAGES] = spt_id(from, i);
-    p->flags |= PF_DISCARD;
+    in->nat += *at == SPT_NONE;
+    *at = spt_id(from, i);
+    image_order();
+    t->id[tag % EDM_CMD_PAGES] = id;
     p->version = PAGE_NEW;
+    image_order();
+    p->flags |= PF_DISCARD; /* last: then it is done */
 }
 
 /* Another page comes to an address for which a command is outstanding. */
@@ -280,11 +284,14 @@ static void page_move(struct instance *in, struct chunk *from, uint32_t i, struc
         in->limbo.owner[q->link.next] = id;
     image_order();
     die_at(DIE_REMAP_BOTH);
-    p->handle = 0;
     p->flags &= mapping | PF_DISCARD;
     if (moving.state == PAGE_EVICTING)
         command_follow(in, from, i, id);
-    else if (p->state != PAGE_EVICTING)
+    image_order();
+    p->handle = 0;
+    if (moving.state == PAGE_EVICTING)
+        return;
+    if (p->state != PAGE_EVICTING)
         spt_set(from, p, PAGE_NEW);
 }
 
@@ -298,7 +305,8 @@ static void page_move_once(struct instance *in, struct chunk *from, uint32_t i, 
     if (!step_begin(in, step, p, &again))
         return;
     if (!again || before->state == PAGE_NEW ||
-        (p->state == before->state && p->handle == before->handle)) {
+        (p->state == before->state && p->handle == before->handle &&
+         !((p->flags ^ before->flags) & PF_DISCARD))) {
         page_move(in, from, i, to, j);
     } else if (p->state != PAGE_EVICTING && p->state != PAGE_NEW) { /* only this remained */
         if (p->state == PAGE_RESIDENT)

@@ -267,6 +267,20 @@ static int chunk_inherit(struct instance *parent, struct instance *child, const 
     return 0;
 }
 
+/* A mapping in between that is no memory makes the kernel refuse the whole run. */
+static void run_register(struct instance *in, uint64_t start, uint64_t end)
+{
+    if (start == end || !uffd_register(in->uffd, start, end - start, UFFD_MISSING | UFFD_WP))
+        return;
+    for (uint64_t a = start; a < end; a += EDM_CHUNK_SIZE) {
+        struct chunk *c = spt_chunk(&in->spt, a, false);
+        if (!c)
+            a = spt_beyond(&in->spt, a) - EDM_CHUNK_SIZE;
+        else if (lease_register(in, c))
+            c->unevictable = 1; /* the kernel would serve zeros */
+    }
+}
+
 /* KERNEL.md 1: whatever was leased, the child's whole memory is in MISSING mode. */
 void fork_register_all(struct instance *in)
 {
@@ -279,13 +293,12 @@ void fork_register_all(struct instance *in)
         struct chunk *c = spt_chunk(&in->spt, a, false);
         if (!c || !c->foreign)
             continue;
-        if (a > start)
-            uffd_register(in->uffd, start, a - start, mode);
-        lease_register(in, c);
+        run_register(in, start, a);
+        if (lease_register(in, c))
+            c->unevictable = 1;
         start = a + EDM_CHUNK_SIZE;
     }
-    if (start < end)
-        uffd_register(in->uffd, start, end - start, mode);
+    run_register(in, start, end);
 }
 
 /* The thread that forked waits for this before the LPET may run again. */

@@ -35,19 +35,22 @@ struct recovery {
  * then come the events; then the kernel is asked.
  */
 
-/* Is the page in a command that is not looked at yet? *tag: which. */
-static bool page_is_leaving(const struct instance *in, const struct page *p, uint32_t id,
-                            uint32_t *tag)
+/* The tag of a command that is not looked at yet and that the page is in: what the page says, or
+ * else the first. SPT_NONE: none. */
+static uint32_t page_tag(const struct instance *in, const struct page *p, uint32_t id)
 {
+    uint32_t first = SPT_NONE;
     for (uint32_t n = in->cmd_seen; n != in->cmd_head; n++) {
         const struct track *t = &in->tracks[n % EDM_CHAN_CMDS];
         for (uint32_t i = 0; i < t->npages; i++) {
-            *tag = n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i;
-            if (t->id[i] == id || (t->at[i] == id && p->link.next == *tag))
-                return true;
+            uint32_t tag = n % EDM_CHAN_CMDS * EDM_CMD_PAGES + i;
+            if (tag == p->link.next && (t->id[i] == id || t->at[i] == id))
+                return tag;
+            if (first == SPT_NONE && t->id[i] == id)
+                first = tag;
         }
     }
-    return false;
+    return first;
 }
 
 /* A page that a command was to take: it does; or its command was never given; or is the parent's.
@@ -55,14 +58,15 @@ static bool page_is_leaving(const struct instance *in, const struct page *p, uin
 static void page_settle_evicting(struct instance *in, struct chunk *c, uint32_t i)
 {
     struct page *p = &c->pages[i];
-    uint32_t tag;
-    bool own = tag_is_own(p->link.next);
-    if (own && page_is_leaving(in, p, spt_id(c, i), &tag))
+    if (!tag_is_own(p->link.next))
+        return;
+    uint32_t tag = page_tag(in, p, spt_id(c, i));
+    if (tag != SPT_NONE) {
         p->link.next = tag; /* it may say already where in limbo it was to go */
-    else if (own) {
-        spt_set(c, p, PAGE_RESIDENT);
-        p->flags &= (uint8_t)~PF_DISCARD;
+        return;
     }
+    spt_set(c, p, PAGE_RESIDENT);
+    p->flags &= (uint8_t)~PF_DISCARD;
 }
 
 /* Only what a server that runs can use goes: lists, leases, fetches under way. */
@@ -269,6 +273,7 @@ static void instance_catch_up(struct instance *in)
     if (in->chan)
         instance_starve(in, true); /* until it goes on */
     events_apply(in, events_left(in));
+    fork_register_all(in);                  /* what comes from now on is asked of us */
     uint64_t until_ns = now_ns() + SCAN_NS; /* what is not seen then is not counted */
     for (uint32_t n = 0; n < in->spt.nchunks; n++)
         chunk_look(in, &in->spt.chunks[n], until_ns);
@@ -292,6 +297,7 @@ static void wake_all(struct instance *in)
 static void channel_resume(struct instance *in)
 {
     in->chan->lpet_cpu = -1;
+    __atomic_store_n(&in->chan->tampered, in->tampered, __ATOMIC_RELEASE);
     instance_starve(in, false);
     __atomic_store_n(&in->chan->cmd_head, in->cmd_head, __ATOMIC_RELEASE);
     evict_call(in);
@@ -300,7 +306,6 @@ static void channel_resume(struct instance *in)
 static int instance_resume(struct instance *in)
 {
     pthread_mutex_lock(&in->lock);
-    fork_register_all(in);
     instance_save(in);
     int err = in->chan ? instance_start_op_thread(in) : 0;
     if (!err)

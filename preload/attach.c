@@ -155,6 +155,15 @@ void attach_claim_child(void)
     errno = saved;
 }
 
+/* Whoever waits for the server's answer to an operation sees that there is nobody. */
+void attach_released(void)
+{
+    attach_refused = true;
+    attach_registered = false;
+    ops_unpublish();
+    state_set(SHIM_UNMANAGED);
+}
+
 int attach_detach(void)
 {
     struct ops_guard g;
@@ -172,14 +181,12 @@ int attach_detach(void)
     ops_enter(&g);
     if (atomic_load(&shim_state->attach_state) == SHIM_ATTACHED) {
         rc = ops_request(EDM_OP_DETACH, 0, 0, 0);
+        if (rc == -ESRCH) /* it has done so, and did not come to saying it */
+            rc = 0;
         if (!rc)
             rc = lpet_join(attach_lpet, ANSWER_LIMIT_S * 1000);
-        if (!rc) {
+        if (!rc)
             attach_lpet = NULL;
-            attach_registered = false;
-            ops_unpublish();
-            state_set(SHIM_UNMANAGED);
-        }
     }
     ops_leave(&g);
     sys_sigprocmask(SIG_SETMASK, &old, NULL);

@@ -284,4 +284,5 @@ static void attach_overdue(struct lpet *l, uint64_t ms)
         sys_close(sock);
 }
 
-const struct lpet_calls attach_calls = {attach_setup, attach_again, attach_overdue};
+const struct lpet_calls attach_calls = {attach_setup, attach_again, attach_overdue,
+                                        attach_released};

@@ -27,6 +27,10 @@ extern bool attach_found;             /* there was a server when the program was
 extern bool attach_socket_default;    /* no socket was named: look at the system's, too */
 extern struct edm_hello attach_hello; /* what it says to the server */
 
+/* ---- attach.c ---- */
+/* On the LPET, which ends: the server has given everything back. From now on unmanaged. */
+void attach_released(void);
+
 /* ---- attach_server.c ---- */
 /* p->head.type and .len are set. 0 or -errno. */
 int attach_packet_send(int sock, struct packet *p, const int *fds, uint32_t nfds);

@@ -13,7 +13,7 @@
 int __real_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
 int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
 
-static bool fork_attached; /* of the one thread inside fork, as is: */
+static struct edm_chan *fork_chan; /* of the one thread inside fork, as is: */
 static uint32_t fork_seq;
 
 static void lpet_hold(struct edm_chan *c)
@@ -40,10 +40,10 @@ static void fork_prepare(void)
     if (!shim_state || !shim_config.enabled)
         return;
     ops_lock_for_fork();
-    fork_attached = attach_block();
+    fork_chan = attach_block() ? atomic_load(&shim_state->chan) : NULL;
     arena_lock_for_fork();
-    if (fork_attached)
-        lpet_hold(atomic_load(&shim_state->chan));
+    if (fork_chan)
+        lpet_hold(fork_chan);
 }
 
 /*
@@ -66,9 +66,9 @@ static void fork_parent(void)
 {
     if (!shim_state || !shim_config.enabled)
         return;
-    if (fork_attached) {
-        fork_settle(atomic_load(&shim_state->chan));
-        lpet_release(atomic_load(&shim_state->chan));
+    if (fork_chan) {
+        fork_settle(fork_chan);
+        lpet_release(fork_chan);
     }
     arena_unlock_after_fork();
     attach_unblock();
@@ -92,7 +92,7 @@ static void fork_child(void)
     hooks_misc_forked();
     arena_unlock_after_fork();
     arena_set_state(arena_start(), arena_len(), ARENA_LOCKED, 0); /* a child inherits no mlock */
-    attach_after_fork(fork_attached);
+    attach_after_fork(fork_chan != NULL);
     ops_unlock_after_fork();
 }
 

@@ -189,6 +189,8 @@ LPET_BARE static int lpet_main(void *arg)
     phase_set(l, LPET_RUNNING);
     loop(l);
     struct edm_chan *c = l->chan;
+    if (l->calls.released)
+        l->calls.released();
     sys_call3(SYS_close_range, 0, ~0u, 0);
     __atomic_store_n(&c->lpet_tid, 0, __ATOMIC_SEQ_CST);
     sys_futex_wake(&c->lpet_tid, INT32_MAX, 0);

@@ -30,12 +30,13 @@ void lpet_text_errno(struct lpet_text *t, long err);
 
 struct lpet;
 
-/* The first two run on the thread. */
+/* All but overdue run on the thread. */
 struct lpet_calls {
     int (*setup)(struct lpet *l); /* 0 or -errno, with why; fills the rest */
     int (*again)(struct lpet *l); /* the server is gone: asks its successor; 0 or -errno */
     /* every second that setup takes, by who waits for it; ms since its begin */
     void (*overdue)(struct lpet *l, uint64_t ms);
+    void (*released)(void); /* the server has given everything back and wants nothing any more */
 };
 
 /* Lives in the thread's own mapping, which children do not get (MADV_DONTFORK). */

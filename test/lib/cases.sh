@@ -250,7 +250,7 @@ restart_lost() {
     local scene
     for scene in twice stopped program_stopped keeper both nobody nobody_child nobody_raw wait \
         other_settings counters term term_kill restart fork_libc fork_raw moved \
-        auto; do
+        released auto; do
         echo "restart.lost.$scene 90 '$RESTART/lost.sh' $scene"
     done
     echo "restart.lost.term_killed_late 90 '$RESTART/lost.sh' term_kill released"

@@ -249,6 +249,18 @@ scene_term() {
     exit 0
 }
 
+# After SIGTERM nobody answers what the hooks ask for
+scene_released() {
+    supervisor_start "${SERVER[@]}"
+    program_start "$EDM_BUILD/test/restart/released" "$CASE_TMP/server.pid"
+    program_expect 0
+    ! grep . "$CASE_TMP/program.err" >&2 || fail "the program hears of it"
+    wait "$SUPERVISOR"
+    until_true 2 no_keepers || fail "a keeper is left"
+    nothing_left
+    exit 0
+}
+
 # SIGTERM, then SIGKILL while pages are given back
 scene_term_kill() {
     echo "${1:-release}" >"$CASE_TMP/dies"

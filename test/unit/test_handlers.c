@@ -239,11 +239,11 @@ static void timer_of_who_parks_is_handed_over(void **state)
     in->turns.timer_us[1] = 100000;
     pthread_create(&t, NULL, parked, NULL);
     usleep(20000);
-    assert_int_equal(in->turns.timer_us[1], -1);
-    assert_int_equal(wakes, 1);
     atomic_store(&in->stop, true);
     handlers_wake(in);
     pthread_join(t, &had_work);
+    assert_int_equal(in->turns.timer_us[1], -1);
+    assert_int_equal(wakes, 1);
 }
 
 int main(void)
