@@ -265,6 +265,7 @@ static void page_move(struct instance *in, struct chunk *from, uint32_t i, struc
         page_unlist(in, spt_id(from, i));
     if (q->state != PAGE_NEW)
         page_forget(in, to, id, PAGE_NEW);
+    page_drop_handle(q); /* of a server that died half-way */
     die_at(DIE_REMAP_BEFORE);
     q->link = moving.link;
     q->handle = moving.handle;

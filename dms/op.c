@@ -358,13 +358,13 @@ static void ops_scan(struct instance *in)
         op_prune(in);
         dm_handler_step(in);
         shared->result = op_act(in, &op, i);
+        die_at(DIE_OP);
+        uint32_t request = EDM_OP_REQUEST; /* at once: a successor would act again */
+        __atomic_compare_exchange_n(&shared->state, &request, EDM_OP_DONE, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_ACQUIRE);
         in->kick = true;
         dm_handler_step(in);
         pthread_mutex_unlock(&in->lock);
-        die_at(DIE_OP);
-        uint32_t request = EDM_OP_REQUEST;
-        __atomic_compare_exchange_n(&shared->state, &request, EDM_OP_DONE, false, __ATOMIC_ACQ_REL,
-                                    __ATOMIC_ACQUIRE);
         futex_wake(&shared->state);
     }
 }

@@ -13,9 +13,11 @@ shift
 options_for() {
     SERVER=(memory_store=1G disk_store=0) RUN_OPTIONS=(reconnect_timeout=30)
     TORTURE=(--threads 1 --calls libc --bytes 48M --seconds 3)
+    local calls=(libc raw)
     case $1 in
     remove_counted) RUN_OPTIONS+=(evict_method=copy) ;;
-    remap_*) TORTURE+=(--only map,write,read,pageout,fork,remap_move,remap_fixed,remap_dontunmap) ;;
+    remap_*) TORTURE=(--threads 1 --calls "${calls[RANDOM % 2]}" --bytes 48M --seconds 4
+        --only map,write,read,pageout,fork,remap_move,remap_fixed,remap_dontunmap) ;;
     follow_put) TORTURE=(--threads 8 --calls raw --bytes 48M --seconds 4) ;;
     disk_placed) SERVER=(memory_store=8M disk_store=1G compression=none) ;;
     store_moved) SERVER=(memory_store=8M disk_store=1G compression=lz4) ;;
