@@ -256,7 +256,7 @@ static uint64_t patience(int fd)
 /*
  * A child made by a raw clone has no thread of ours that could end it: whatever it waits for is
  * lost, and who touches it gets SIGBUS (kernels before 6.6 cannot: it waits on). Faults that the
- * dead server had read are announced again first.
+ * dead server had read are announced again, and met the next time.
  */
 static void give_up(int fd, int *waited_ms)
 {
@@ -264,12 +264,12 @@ static void give_up(int fd, int *waited_ms)
     int n;
     if (!is_userfaultfd(fd) || (uint64_t)*waited_ms < patience(fd))
         return;
-    uffd_wake(fd, WAKE_START, PROBE_ADDRESS - WAKE_START);
     while ((n = uffd_read(fd, msgs, 16)) > 0)
         for (int i = 0; i < n; i++)
             if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
                 uffd_poison(fd, msgs[i].arg.pagefault.address & ~(EDM_PAGE_SIZE - 1),
                             EDM_PAGE_SIZE);
+    uffd_wake(fd, WAKE_START, PROBE_ADDRESS - WAKE_START);
 }
 
 __attribute__((noreturn)) static void keeper_main(void)
