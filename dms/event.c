@@ -290,9 +290,7 @@ static void page_move(struct instance *in, struct chunk *from, uint32_t i, struc
         command_follow(in, from, i, id);
     image_order();
     p->handle = 0;
-    if (moving.state == PAGE_EVICTING)
-        return;
-    if (p->state != PAGE_EVICTING)
+    if (moving.state != PAGE_EVICTING && p->state != PAGE_EVICTING)
         spt_set(from, p, PAGE_NEW);
 }
 

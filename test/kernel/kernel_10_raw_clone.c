@@ -2,31 +2,17 @@
 #include "../lib/edmtest.h"
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define LEN (2 * EDMTEST_MIB)
 #define ROUNDS 20
-
-static long raw_fork(void)
-{
-    long ret;
-    register long r10 __asm__("r10") = 0;
-    register long r8 __asm__("r8") = 0;
-
-    __asm__ volatile("syscall"
-                     : "=a"(ret)
-                     : "a"(SYS_clone), "D"(SIGCHLD), "S"(0), "d"(0), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return ret;
-}
 
 static void child(char *p, uint64_t round, int depth)
 {
     edmtest_expect(p, LEN, round, "raw child");
     edmtest_fill(p, LEN / 2, round + 1000);
     if (depth < 2) {
-        long pid = raw_fork();
+        long pid = edmtest_raw_fork();
 
         EXPECT(pid >= 0, "clone: %ld", pid);
         if (pid == 0) {
@@ -56,7 +42,7 @@ int main(void)
             edmtest_evict(p, LEN);
         else
             EXPECT_CALL(madvise(p, LEN, MADV_PAGEOUT)); /* still under way at the fork */
-        pid = raw_fork();
+        pid = edmtest_raw_fork();
         EXPECT(pid >= 0, "clone: %ld", pid);
         if (pid == 0)
             child(p, round, 0);

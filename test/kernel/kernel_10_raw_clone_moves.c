@@ -10,19 +10,6 @@
 #define PIECE (16 * 4096ul)
 #define ROUNDS 20
 
-static long raw_fork(void)
-{
-    long ret;
-    register long r10 __asm__("r10") = 0;
-    register long r8 __asm__("r8") = 0;
-
-    __asm__ volatile("syscall"
-                     : "=a"(ret)
-                     : "a"(SYS_clone), "D"(SIGCHLD), "S"(0), "d"(0), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return ret;
-}
-
 /* Moves the piece at `from` to `to`; false: the kernel would not. */
 static bool move(char *from, char *to)
 {
@@ -64,7 +51,7 @@ int main(void)
 
         edmtest_fill(p, LEN, round);
         EXPECT_CALL(madvise(p, LEN, MADV_PAGEOUT)); /* under way at the fork */
-        pid = raw_fork();
+        pid = edmtest_raw_fork();
         EXPECT(pid >= 0, "clone: %ld", pid);
         if (pid == 0)
             child(p, to, round);

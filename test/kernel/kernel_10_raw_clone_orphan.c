@@ -4,25 +4,11 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define LEN (2 * EDMTEST_MIB)
 #define ROUNDS 40
-
-static long raw_fork(void)
-{
-    long ret;
-    register long r10 __asm__("r10") = 0;
-    register long r8 __asm__("r8") = 0;
-
-    __asm__ volatile("syscall"
-                     : "=a"(ret)
-                     : "a"(SYS_clone), "D"(SIGCHLD), "S"(0), "d"(0), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return ret;
-}
 
 static void parent_process(char *p, uint64_t seed, useconds_t under_way)
 {
@@ -31,7 +17,7 @@ static void parent_process(char *p, uint64_t seed, useconds_t under_way)
     edmtest_fill(p, LEN, seed);
     EXPECT_CALL(madvise(p, LEN, MADV_PAGEOUT));
     usleep(under_way);
-    pid = raw_fork();
+    pid = edmtest_raw_fork();
     EXPECT(pid >= 0, "clone: %ld", pid);
     if (pid == 0) {
         EXPECT_CALL(kill(getppid(), SIGKILL));

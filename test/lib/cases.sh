@@ -249,8 +249,7 @@ restart_killed() {
 restart_lost() {
     local scene
     for scene in twice stopped program_stopped keeper both nobody nobody_child nobody_raw wait \
-        other_settings counters term term_kill restart fork_libc fork_raw moved \
-        released auto; do
+        other_settings counters term term_kill restart fork_libc fork_raw moved released auto; do
         echo "restart.lost.$scene 90 '$RESTART/lost.sh' $scene"
     done
     echo "restart.lost.term_killed_late 90 '$RESTART/lost.sh' term_kill released"
@@ -269,8 +268,8 @@ restart_die_cases() {
     restart_die faults 200 zero_placed:50 limbo_placed:50 stored_placed:500 disk_placed:50 \
         lease_open:2 lease_taken:2 lease_break:2 op:20
     restart_die evict 300 command_tracked:50 command_written:50 command_posted:50 \
-        complete_begin:50 limbo_named:500 complete_page:500 complete_seen:50 complete_over:50 drain_dropped:50 \
-        drain_put:50 drain_handle:500 store_written:500 store_moved:500
+        complete_begin:50 limbo_named:500 complete_page:500 complete_seen:50 complete_over:50 \
+        drain_dropped:50 drain_put:50 drain_handle:500 store_written:500 store_moved:500
     restart_die recover 250 reattach recover_opened recover_store recover_loaded recover_settled \
         recover_caught recover_resumed recover_unsaid recover_said recover_told
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -264,6 +265,19 @@ uint64_t edmtest_anon_rss(const void *skip, size_t len)
     }
     fclose(f);
     return total;
+}
+
+long edmtest_raw_fork(void)
+{
+    long ret;
+    register long r10 __asm__("r10") = 0;
+    register long r8 __asm__("r8") = 0;
+
+    __asm__ volatile("syscall"
+                     : "=a"(ret)
+                     : "a"(SYS_clone), "D"(SIGCHLD), "S"(0), "d"(0), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return ret;
 }
 
 void edmtest_reap(pid_t pid, const char *what)

@@ -110,6 +110,9 @@ int edmtest_edm(const char *verb, pid_t pid);
 
 /* Bytes of Rss of private anonymous unlocked memory of this process, less [skip, +len). */
 uint64_t edmtest_anon_rss(const void *skip, size_t len);
+/* fork by a bare system call, of which libc and the hooks know nothing: pid, 0 in the child,
+ * -errno. */
+long edmtest_raw_fork(void);
 /* Waits for the child; fails unless it ended with exit status 0. */
 void edmtest_reap(pid_t pid, const char *what);
 

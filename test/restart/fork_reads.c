@@ -8,25 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #define LEN (4 * EDMTEST_MIB)
 #define ROUNDS 4
-
-static long raw_fork(void)
-{
-    long ret;
-    register long r10 __asm__("r10") = 0;
-    register long r8 __asm__("r8") = 0;
-
-    __asm__ volatile("syscall"
-                     : "=a"(ret)
-                     : "a"(SYS_clone), "D"(SIGCHLD), "S"(0), "d"(0), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return ret;
-}
 
 /* Each server is killed once: its file goes, and that of the next is waited for. */
 static void server_kill(const char *path)
@@ -84,7 +70,7 @@ int main(int argc, char **argv)
         else
             edmtest_evict(p, LEN);
         fflush(stdout);
-        long pid = raw ? raw_fork() : fork();
+        long pid = raw ? edmtest_raw_fork() : fork();
         EXPECT(pid >= 0, "no child: %ld", pid);
         if (pid == 0)
             child(p, round, argv[2]);

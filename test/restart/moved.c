@@ -4,6 +4,7 @@
  * mappings as they are now, and hears only later how they came to be so.
  */
 #include "../lib/edmtest.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -20,6 +21,7 @@
 #define ROUNDS 4
 #define TICK_US 10000
 #define TICKS 1000
+#define THREADS_MAX 256
 
 enum move { EVICTED, RESIDENT, MOVES };
 
@@ -31,6 +33,7 @@ struct mover {
 
 static struct mover movers[MOVES];
 static atomic_bool fork_begins;
+static atomic_int ready; /* threads that touch nothing new any more */
 static int main_tid, server;
 
 /* Without memory of the heap: while the server stands nobody serves it. */
@@ -45,25 +48,12 @@ static void *mover_main(void *arg)
 {
     struct mover *m = arg;
 
+    ready++;
     while (!m->go)
         usleep(TICK_US);
     if (syscall(SYS_mremap, m->from, LEN, LEN, MREMAP_MAYMOVE | MREMAP_FIXED, m->to) != (long)m->to)
         abort();
     return NULL;
-}
-
-/* By a raw call: libc's touches the heap, too. */
-static long raw_fork(void)
-{
-    long ret;
-    register long r10 __asm__("r10") = 0;
-    register long r8 __asm__("r8") = 0;
-
-    __asm__ volatile("syscall"
-                     : "=a"(ret)
-                     : "a"(SYS_clone), "D"(SIGCHLD), "S"(0), "d"(0), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return ret;
 }
 
 /* Does the thread wait for its event to be read? */
@@ -82,6 +72,7 @@ static bool waits_for_server(int tid)
 static void *conductor_main(void *arg)
 {
     (void)arg;
+    ready++;
     while (!fork_begins)
         usleep(TICK_US);
     for (int i = 0; i < TICKS && !waits_for_server(main_tid); i++)
@@ -117,22 +108,52 @@ static int server_pid(const char *path)
     return pid;
 }
 
+/* Until each of its threads stands; from the first on without memory of the heap. */
+static void server_stop(void)
+{
+    int tids[THREADS_MAX], n = 0;
+    struct dirent *e;
+    char path[64], stat[512];
+
+    snprintf(path, sizeof(path), "/proc/%d/task", server);
+    DIR *dir = opendir(path);
+    EXPECT(dir, "%s: %s", path, strerror(errno));
+    while (n < THREADS_MAX && (e = readdir(dir)))
+        if (e->d_name[0] != '.')
+            tids[n++] = atoi(e->d_name);
+    closedir(dir);
+    kill(server, SIGSTOP);
+    for (int i = 0; i < n;) {
+        snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", server, tids[i]);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t got = fd < 0 ? 0 : read(fd, stat, sizeof(stat) - 1);
+        close(fd);
+        stat[got > 0 ? got : 0] = 0;
+        const char *name_end = strrchr(stat, ')');
+        if (!name_end || name_end[2] == 'T') /* it has ended, or stands */
+            i++;
+        else
+            usleep(TICK_US);
+    }
+}
+
 static pid_t fork_while_the_server_stands(void)
 {
     pthread_t conductor;
     pid_t pid;
 
+    ready = 0;
+    fork_begins = false;
     for (int i = 0; i < MOVES; i++) {
         movers[i].go = false;
         EXPECT(pthread_create(&movers[i].thread, NULL, mover_main, &movers[i]) == 0, "thread");
     }
-    fork_begins = false;
     EXPECT(pthread_create(&conductor, NULL, conductor_main, NULL) == 0, "thread");
-    usleep(10 * TICK_US);
-    kill(server, SIGSTOP);
-    usleep(10 * TICK_US);
+    while (ready < MOVES + 1)
+        usleep(TICK_US);
+    server_stop();
     fork_begins = true;
-    pid = (pid_t)raw_fork();
+    pid = (pid_t)edmtest_raw_fork();
     if (pid == 0)
         return 0;
     pthread_join(conductor, NULL);

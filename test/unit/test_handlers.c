@@ -21,7 +21,7 @@ bool limbo_work(struct instance *in)
     return had;
 }
 
-static unsigned wakes;
+static atomic_uint wakes;
 
 void instance_wake(struct instance *in)
 {
@@ -238,7 +238,8 @@ static void timer_of_who_parks_is_handed_over(void **state)
     atomic_store(&in->turns.leader, 0);
     in->turns.timer_us[1] = 100000;
     pthread_create(&t, NULL, parked, NULL);
-    usleep(20000);
+    while (!atomic_load(&wakes)) /* the suite's time limit ends it otherwise */
+        usleep(1000);
     atomic_store(&in->stop, true);
     handlers_wake(in);
     pthread_join(t, &had_work);
