@@ -90,7 +90,12 @@ int edm_config_value(const struct edm_config *c, size_t key, char *buf, size_t l
 int edm_size_parse(const char *text, struct edm_size *out);
 
 /* The size in bytes when 100 % is `whole` bytes. */
-uint64_t edm_size_bytes(struct edm_size s, uint64_t whole);
+static inline uint64_t edm_size_bytes(struct edm_size s, uint64_t whole)
+{
+    if (!s.permille)
+        return s.bytes;
+    return whole / 1000 * s.permille + whole % 1000 * s.permille / 1000;
+}
 
 /* Memory this process may use: physical memory, or its memory cgroup's limit where smaller. Bytes.
  */

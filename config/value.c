@@ -49,12 +49,6 @@ int edm_size_parse(const char *text, struct edm_size *out)
     return 0;
 }
 
-uint64_t edm_size_bytes(struct edm_size s, uint64_t whole)
-{
-    if (!s.permille)
-        return s.bytes;
-    return whole / 1000 * s.permille + whole % 1000 * s.permille / 1000;
-}
 
 static void size_text(uint64_t bytes, char *buf, size_t len)
 {

@@ -20,9 +20,9 @@
 static struct lpet *attach_lpet; /* of this process */
 static bool attach_registered;   /* this process or the one it was forked from was attached */
 static bool attach_refused;      /* … could not be, or has detached: its children do not try */
-bool attach_found;
+AT_LOAD_DATA bool attach_found;
 uint64_t attach_identity;
-bool attach_socket_default;
+AT_LOAD_DATA bool attach_socket_default;
 struct edm_hello attach_hello;
 
 static void state_set(enum shim_attach_state state)
@@ -224,7 +224,7 @@ void attach_after_fork(bool parent_attached)
         state_set(SHIM_UNMANAGED);
 }
 
-void attach_init(void)
+AT_LOAD void attach_init(void)
 {
     hooks_fork_init();
     for (size_t i = 0; i < edm_options_count; i++)

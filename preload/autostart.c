@@ -19,12 +19,12 @@
  * freed its own by the time a server is needed. Written by the constructor and by the one thread
  * that attaches.
  */
-static char *start_env[8];
-static char start_env_text[4096];
+static AT_LOAD_DATA char *start_env[8];
+static AT_LOAD_DATA char start_env_text[4096];
 static char *start_argv[ARGS_MAX + 1];
 static char start_argv_text[6144];
 
-void autostart_init(void)
+AT_LOAD void autostart_init(void)
 {
     static const char *const keep[] = {"PATH=", "HOME=", "XDG_RUNTIME_DIR=", "USER=", "LANG="};
     size_t used = 0, count = 0;

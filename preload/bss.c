@@ -34,7 +34,7 @@ static struct range bss_find(void)
     return r.start < r.end ? r : (struct range){0, 0};
 }
 
-void bss_manage(void)
+AT_LOAD void bss_manage(void)
 {
     if (!(shim_config.settings.manage & EDM_MANAGE_BSS))
         return;

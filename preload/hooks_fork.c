@@ -96,9 +96,9 @@ static void fork_child(void)
     ops_unlock_after_fork();
 }
 
-void hooks_fork_init(void)
+AT_LOAD void hooks_fork_init(void)
 {
-    static atomic_bool done;
+    static AT_LOAD_DATA atomic_bool done;
     if (!atomic_exchange(&done, true))
         __real_pthread_atfork(fork_prepare, fork_parent, fork_child);
 }

@@ -27,6 +27,12 @@ size_t jem_xallocx(void *p, size_t size, size_t extra, int flags);
 size_t jem_sallocx(const void *p, int flags);
 void jem_dallocx(void *p, int flags);
 void jem_sdallocx(void *p, size_t size, int flags);
+size_t jem_nallocx(size_t size, int flags);
+int jem_mallctl(const char *name, void *old, size_t *oldlen, void *new, size_t newlen);
+int jem_mallctlnametomib(const char *name, size_t *mib, size_t *miblen);
+int jem_mallctlbymib(const size_t *mib, size_t miblen, void *old, size_t *oldlen, void *new,
+                     size_t newlen);
+void jem_malloc_stats_print(void (*write)(void *, const char *), void *arg, const char *opts);
 
 /* jemalloc's own interface, for programs that were linked with jemalloc; no header of it is used.
  */
@@ -36,6 +42,12 @@ size_t xallocx(void *p, size_t size, size_t extra, int flags);
 size_t sallocx(const void *p, int flags);
 void dallocx(void *p, int flags);
 void sdallocx(void *p, size_t size, int flags);
+size_t nallocx(size_t size, int flags);
+int mallctl(const char *name, void *old, size_t *oldlen, void *new, size_t newlen);
+int mallctlnametomib(const char *name, size_t *mib, size_t *miblen);
+int mallctlbymib(const size_t *mib, size_t miblen, void *old, size_t *oldlen, void *new,
+                 size_t newlen);
+void malloc_stats_print(void (*write)(void *, const char *), void *arg, const char *opts);
 
 PUBLIC void *malloc(size_t size)
 {
@@ -46,12 +58,12 @@ PUBLIC void *malloc(size_t size)
 PUBLIC void *calloc(size_t n, size_t size)
 {
     size_t bytes;
-    if (!__builtin_mul_overflow(n, size, &bytes)) {
-        void *p = nursery_take(bytes, ALIGN);
-        if (p)
-            return p;
+    if (__builtin_mul_overflow(n, size, &bytes)) {
+        errno = ENOMEM;
+        return NULL;
     }
-    return jem_calloc(n, size);
+    void *p = nursery_take(bytes, ALIGN);
+    return LIKELY(!p) ? jem_calloc(n, size) : p;
 }
 
 PUBLIC void free(void *p)
@@ -78,7 +90,10 @@ PUBLIC void *realloc(void *p, size_t size)
 static void *take_aligned(size_t align, size_t size)
 {
     bool power = align && !(align & (align - 1));
-    return power ? nursery_take(size, align < ALIGN ? ALIGN : align) : NULL;
+    if (power)
+        return nursery_take(size, align < ALIGN ? ALIGN : align);
+    nursery_close(); /* jemalloc says what is wrong */
+    return NULL;
 }
 
 PUBLIC void *memalign(size_t align, size_t size)
@@ -95,7 +110,7 @@ PUBLIC void *aligned_alloc(size_t align, size_t size)
 
 PUBLIC int posix_memalign(void **out, size_t align, size_t size)
 {
-    void *p = align % sizeof(void *) ? NULL : take_aligned(align, size);
+    void *p = take_aligned(align % sizeof(void *) ? 0 : align, size);
     if (!p)
         return jem_posix_memalign(out, align, size);
     *out = p;
@@ -126,6 +141,7 @@ PUBLIC size_t malloc_usable_size(void *p)
 
 PUBLIC void *mallocx(size_t size, int flags)
 {
+    nursery_close();
     return jem_mallocx(size, flags);
 }
 
@@ -133,7 +149,7 @@ PUBLIC void *rallocx(void *p, size_t size, int flags)
 {
     if (!nursery_has(p))
         return jem_rallocx(p, size, flags);
-    void *q = jem_mallocx(size, flags);
+    void *q = mallocx(size, flags);
     size_t had = nursery_size(p);
     return q ? memcpy(q, p, had < size ? had : size) : NULL;
 }
@@ -158,4 +174,35 @@ PUBLIC void sdallocx(void *p, size_t size, int flags)
 {
     if (!nursery_has(p))
         jem_sdallocx(p, size, flags);
+}
+
+PUBLIC size_t nallocx(size_t size, int flags)
+{
+    nursery_close();
+    return jem_nallocx(size, flags);
+}
+
+PUBLIC int mallctl(const char *name, void *old, size_t *oldlen, void *new, size_t newlen)
+{
+    nursery_close();
+    return jem_mallctl(name, old, oldlen, new, newlen);
+}
+
+PUBLIC int mallctlnametomib(const char *name, size_t *mib, size_t *miblen)
+{
+    nursery_close();
+    return jem_mallctlnametomib(name, mib, miblen);
+}
+
+PUBLIC int mallctlbymib(const size_t *mib, size_t miblen, void *old, size_t *oldlen, void *new,
+                        size_t newlen)
+{
+    nursery_close();
+    return jem_mallctlbymib(mib, miblen, old, oldlen, new, newlen);
+}
+
+PUBLIC void malloc_stats_print(void (*write)(void *, const char *), void *arg, const char *opts)
+{
+    nursery_close();
+    jem_malloc_stats_print(write, arg, opts);
 }

@@ -1,12 +1,15 @@
 #include "nursery.h"
 
+#include "late_relocs.h"
+#include "shim.h"
+
 #define GRAIN 16ul /* bytes before every block, which hold its size, and alignment of all */
 
 #define NURSERY_ALIGN 4096ul
 
 _Alignas(NURSERY_ALIGN) char nursery_memory[NURSERY_BYTES];
-atomic_bool nursery_closed;
-static atomic_size_t mark; /* memory from here on was never given out: it is zero */
+AT_LOAD_DATA atomic_bool nursery_closed;
+static AT_LOAD_DATA atomic_size_t mark; /* memory from here on was never given out: it is zero */
 
 static size_t *size_of(const void *p)
 {
@@ -16,9 +19,7 @@ static size_t *size_of(const void *p)
 void *nursery_take_open(size_t size, size_t align)
 {
     size_t at = atomic_load_explicit(&mark, memory_order_relaxed), start, end;
-    if (align > NURSERY_ALIGN)
-        return NULL;
-    if (size > NURSERY_MOST)
+    if (align > NURSERY_ALIGN || size > NURSERY_MOST)
         goto close;
     size = size ? (size + GRAIN - 1) & ~(GRAIN - 1) : GRAIN;
     do {
@@ -53,5 +54,8 @@ size_t nursery_size(const void *p)
 
 void nursery_close(void)
 {
+    if (atomic_load(&nursery_closed))
+        return;
+    late_relocs_apply();
     atomic_store(&nursery_closed, true);
 }

@@ -22,7 +22,7 @@ void *nursery_take_open(size_t size, size_t align);
 /* Zeroed memory, or NULL when it has to be jemalloc's. align: a power of two, 16 or more. */
 static inline void *nursery_take(size_t size, size_t align)
 {
-    if (__builtin_expect(atomic_load_explicit(&nursery_closed, memory_order_relaxed), 1))
+    if (__builtin_expect(atomic_load_explicit(&nursery_closed, memory_order_acquire), 1))
         return NULL;
     return nursery_take_open(size, align);
 }
@@ -36,7 +36,7 @@ static inline bool nursery_has(const void *p)
 bool nursery_extend(void *p, size_t size);
 /* Bytes usable at p. */
 size_t nursery_size(const void *p);
-/* No more from here: every malloc is jemalloc's. */
+/* No more from here: every malloc is jemalloc's, whose tables are ready when this returns. */
 void nursery_close(void);
 
 #endif

@@ -24,7 +24,7 @@
 #define EXIT_EDM 125
 #define FIRST_CONSTRUCTOR 101 /* the lowest that is not reserved: before jemalloc's */
 
-struct shim_config shim_config;
+AT_LOAD_DATA struct shim_config shim_config;
 
 /* A page of its own, so that MADV_WIPEONFORK takes nothing else with it. */
 static union {
@@ -116,12 +116,12 @@ void shim_find_server(void)
     }
 }
 
-static uint32_t permille(double share)
+AT_LOAD static uint32_t permille(double share)
 {
     return (uint32_t)(share * 1000 + 0.5);
 }
 
-static void resolve_settings(void)
+AT_LOAD static void resolve_settings(void)
 {
     const struct edm_config *c = &shim_config.config;
     shim_config.settings = (struct edm_settings){
@@ -145,7 +145,7 @@ static void resolve_settings(void)
 }
 
 /* No program may pass its budget before it attaches. */
-static uint64_t effective_threshold(void)
+AT_LOAD static uint64_t effective_threshold(void)
 {
     const struct edm_config *c = &shim_config.config;
     struct sysinfo si;
@@ -158,7 +158,7 @@ static uint64_t effective_threshold(void)
     return c->attach_threshold < budget / 2 ? c->attach_threshold : budget / 2;
 }
 
-static void read_settings(void)
+AT_LOAD static void read_settings(void)
 {
     char err[512];
     if (settings_load(&shim_config.config, err, sizeof(err)))

@@ -1,4 +1,5 @@
 #include "settings.h"
+#include "shim.h"
 #include "sys.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,14 +9,14 @@
 /* Generated: what edm_config_load gives without file and environment (settings_defaults.c). */
 extern const unsigned char settings_defaults[sizeof(struct edm_config)];
 
-static bool begins(const char *s, const char *with)
+AT_LOAD static bool begins(const char *s, const char *with)
 {
     while (*with && *s == *with)
         s++, with++;
     return !*with;
 }
 
-const char *settings_env(const char *name)
+AT_LOAD const char *settings_env(const char *name)
 {
     for (char **e = environ; e && *e; e++) {
         if (**e != *name || !begins(*e, name))
@@ -29,13 +30,13 @@ const char *settings_env(const char *name)
     return NULL;
 }
 
-static bool exists(const char *path)
+AT_LOAD static bool exists(const char *path)
 {
     return sys_call3(SYS_access, (long)path, F_OK, 0) == 0;
 }
 
 /* What cannot be told is taken for a file, and left to edm_config_load. */
-static bool has_file(void)
+AT_LOAD static bool has_file(void)
 {
     char path[512];
     const char *home = settings_env("HOME");
@@ -52,7 +53,7 @@ static bool has_file(void)
     return exists(path);
 }
 
-static bool has_variable(void)
+AT_LOAD static bool has_variable(void)
 {
     for (char **e = environ; e && *e; e++)
         if (begins(*e, "EDM_") && !begins(*e, "EDM_RUN_TOKEN="))
@@ -61,7 +62,7 @@ static bool has_variable(void)
 }
 
 /* The one default that depends on who and where we are. */
-static void default_socket(char *buf, size_t len)
+AT_LOAD static void default_socket(char *buf, size_t len)
 {
     const char *dir = settings_env("XDG_RUNTIME_DIR");
     static const char name[] = "/edm/dms.sock";
@@ -74,7 +75,7 @@ static void default_socket(char *buf, size_t len)
         snprintf(buf, len, "/tmp/edm-%u/dms.sock", (unsigned)uid);
 }
 
-int settings_load(struct edm_config *c, char *err, size_t errlen)
+AT_LOAD int settings_load(struct edm_config *c, char *err, size_t errlen)
 {
     if (has_variable() || has_file())
         return edm_config_load(c, NULL, err, errlen);
