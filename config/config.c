@@ -13,6 +13,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define LINE 2048
@@ -97,12 +98,35 @@ static int unknown_key(const char *where, const char *key, char *err, size_t err
     return -EINVAL;
 }
 
+static void default_socket(char *buf, size_t len)
+{
+    const char *dir = getenv("XDG_RUNTIME_DIR");
+    uid_t uid = geteuid();
+    struct stat st;
+
+    if (uid == 0)
+        snprintf(buf, len, "/run/edm/dms.sock");
+    else if (dir && *dir == '/' && strlen(dir) + sizeof("/edm/dms.sock") <= len &&
+             stat(dir, &st) == 0 && st.st_uid == uid)
+        snprintf(buf, len, "%s/edm/dms.sock", dir);
+    else
+        snprintf(buf, len, "/tmp/edm-%u/dms.sock", (unsigned)uid);
+}
+
 /* Sets one key from text that came from `where`. */
 static int set_value(struct edm_config *c, const struct edm_option *o, const char *text,
                      const char *where, char *err, size_t errlen)
 {
-    char why[LINE];
-    int rc = edm_value_parse(c, o, text, why, sizeof(why));
+    char why[LINE], socket[sizeof(c->socket)];
+    int rc;
+
+    if (o->offset == offsetof(struct edm_config, socket)) {
+        default_socket(socket, sizeof(socket));
+        if (!strcmp(text, o->def)) /* the line of edm.conf, with its # gone */
+            text = socket;
+        c->socket_is_default = !strcmp(text, socket);
+    }
+    rc = edm_value_parse(c, o, text, why, sizeof(why));
 
     if (rc)
         snprintf(err, errlen, "%s: %s", where, why);
@@ -113,31 +137,12 @@ static int set_value(struct edm_config *c, const struct edm_option *o, const cha
 
 /* ---- defaults ---- */
 
-static void default_socket(char *buf, size_t len)
-{
-    const char *dir = getenv("XDG_RUNTIME_DIR");
-    uid_t uid = geteuid();
-
-    if (uid == 0)
-        snprintf(buf, len, "/run/edm/dms.sock");
-    else if (dir && *dir == '/' && strlen(dir) + sizeof("/edm/dms.sock") <= len)
-        snprintf(buf, len, "%s/edm/dms.sock", dir);
-    else
-        snprintf(buf, len, "/tmp/edm-%u/dms.sock", (unsigned)uid);
-}
-
 static int set_defaults(struct edm_config *c, char *err, size_t errlen)
 {
     for (size_t i = 0; i < edm_options_count; i++) {
         const struct edm_option *o = &edm_options[i];
-        int rc;
+        int rc = set_value(c, o, o->def, "default", err, errlen);
 
-        if (o->offset == offsetof(struct edm_config, socket)) {
-            default_socket(c->socket, sizeof(c->socket));
-            set_origin(c, o, "default");
-            continue;
-        }
-        rc = set_value(c, o, o->def, "default", err, errlen);
         if (rc)
             return rc;
     }
@@ -252,8 +257,10 @@ static int look(const char *path)
         close(fd);
         return -errno;
     }
-    if (!S_ISREG(st.st_mode)) {
+    if (!S_ISREG(st.st_mode)) { /* /dev/null: no settings */
         close(fd);
+        if (S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3))
+            return 0;
         return S_ISDIR(st.st_mode) ? -EISDIR : -EINVAL;
     }
     n = read(fd, buf, sizeof(buf));
@@ -287,6 +294,10 @@ static int read_first_file(struct edm_config *c, const char *file, char *err, si
     char path[4096];
     struct stat st;
 
+    if (file && !*file) {
+        snprintf(err, errlen, "-c: no file is named: give its path");
+        return -EINVAL;
+    }
     if (!file)
         file = getenv("EDM_CONF");
     if (file && *file)
@@ -319,12 +330,19 @@ static int set_from_env(struct edm_config *c, const char *var, char *err, size_t
     snprintf(where, sizeof(where), "EDM_%.*s", (int)(n < 60 ? n : 60), name);
     if (n >= sizeof(key))
         return unknown_key("environment", where, err, errlen);
-    for (size_t i = 0; i < n; i++) /* edm_x is not EDM_X: lower case must stay unknown */
-        key[i] = islower((unsigned char)name[i]) ? '?' : (char)tolower((unsigned char)name[i]);
+    for (size_t i = 0; i < n; i++)
+        key[i] = (char)tolower((unsigned char)name[i]);
     key[n] = '\0';
     o = find_key(key, n);
     if (!o)
         return unknown_key(where, key, err, errlen);
+    for (size_t i = 0; i < n; i++) {
+        if (islower((unsigned char)name[i])) { /* edm_x is not EDM_X */
+            snprintf(err, errlen, "%s: unknown key: the variable for %s is all in upper case",
+                     where, key);
+            return -EINVAL;
+        }
+    }
     return set_value(c, o, eq + 1, where, err, errlen);
 }
 
@@ -364,14 +382,16 @@ static int check_watermarks(struct edm_config *c, char *err, size_t errlen)
     const struct edm_option *hi = find_key("high_watermark", strlen("high_watermark"));
     const struct edm_option *blame = lo;
 
-    if (c->low_watermark < c->high_watermark)
+    if ((int)(c->low_watermark * 1000 + 0.5) < (int)(c->high_watermark * 1000 + 0.5))
         return 0;
     if (!strcmp(origin_of(c, lo), "default"))
         blame = hi;
-    snprintf(err, errlen,
-             "%s: %s: low_watermark %g (%s) is not below high_watermark %g (%s): it must be",
-             origin_of(c, blame), blame->key, c->low_watermark, origin_of(c, lo), c->high_watermark,
-             origin_of(c, hi));
+    snprintf(
+        err, errlen,
+        "%s: %s: low_watermark %g (%s) is not below high_watermark %g (%s): it must be, by 0.001 "
+        "or more, and both from 0.1 to 1",
+        origin_of(c, blame), blame->key, c->low_watermark, origin_of(c, lo), c->high_watermark,
+        origin_of(c, hi));
     return -EINVAL;
 }
 
@@ -395,6 +415,9 @@ int edm_config_load(struct edm_config *c, const struct edm_config_request *req, 
         rc = check_watermarks(&new, err, errlen);
     if (!rc)
         *c = new;
+    for (char *e = err; rc && errlen && *e; e++) /* one line, whatever names were given */
+        if (iscntrl((unsigned char)*e))
+            *e = '?';
     return rc;
 }
 

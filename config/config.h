@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #define EDM_CONFIG_PATH_MAX 108                         /* as sun_path */
 #define EDM_KEEPER_SUFFIX ".keeper"                     /* behind the socket's name */
@@ -43,6 +44,7 @@ struct edm_config {
     uint64_t arena_size;
     enum edm_server_mode server;
     char socket[EDM_CONFIG_SOCKET_MAX]; /* variables expanded */
+    bool socket_is_default;             /* none was named: the system's is looked at, too */
     char server_group[64];              /* "" = none */
     double reconnect_timeout;           /* seconds */
     enum edm_lost on_server_lost;
@@ -100,6 +102,8 @@ static inline uint64_t edm_size_bytes(struct edm_size s, uint64_t whole)
 /* Memory this process may use: physical memory, or its memory cgroup's limit where smaller. Bytes.
  */
 uint64_t edm_memory_total(void);
+/* The same for process pid. *group: which cgroup's limit it is; 0: it is the machine's memory. */
+uint64_t edm_memory_of(pid_t pid, uint64_t *group);
 
 /* The table of keys; options.c. */
 struct edm_option {

@@ -108,8 +108,10 @@ static enum edm_file_kind list_text(const struct api *a, const config_setting_t 
     for (int i = 0; i < count; i++) {
         const config_setting_t *e = a->elem(s, (unsigned)i);
 
-        if (!e || config_setting_type(e) != CONFIG_TYPE_STRING)
+        if (!e || config_setting_type(e) != CONFIG_TYPE_STRING) {
+            snprintf(buf, len, "(a list of other things than text)");
             return EDM_FILE_OTHER;
+        }
         n += (size_t)snprintf(buf + n, len - n, "%s%s", i ? "," : "", a->get_string(e));
         if (n >= len)
             return EDM_FILE_OTHER;
@@ -133,8 +135,9 @@ static bool number_on_line(const char *line, const char *name, long long *out)
         if ((at > line && is_name(at[-1])) || (*v != '=' && *v != ':'))
             continue;
         errno = 0;
-        *out = strtoll(v + 1, &end, 0);
-        return end != v + 1 && !errno;
+        v += 1 + strspn(v + 1, " \t");
+        *out = strtoll(v, &end, v[0] == '0' && (v[1] | 32) == 'x' ? 16 : 10);
+        return end != v && !errno;
     }
     return false;
 }
@@ -149,8 +152,9 @@ static long long whole_number(const struct api *a, const config_setting_t *s, co
     for (unsigned n = config_setting_source_line(s); f && n > 0;) {
         if (!fgets(line, sizeof(line), f))
             break;
-        n -= strchr(line, '\n') != NULL;
-        if (n == 0 && number_on_line(line, config_setting_name(s), &said))
+        n -= strchr(line, '\n') || feof(f);
+        if (n == 0 && number_on_line(line, config_setting_name(s), &said) &&
+            (int32_t)said == (int32_t)value) /* else it stands in a comment */
             value = said;
     }
     if (f)
@@ -210,6 +214,33 @@ static int each_setting(const struct api *a, config_t *cfg, const char *path,
     return rc;
 }
 
+/* libconfig would end the process over what cannot be included, and one file is read, no other. */
+static int refuse_include(const char *path, char *err, size_t errlen)
+{
+    char line[EDM_VALUE_MAX];
+    FILE *f = fopen(path, "re");
+    int rc = 0;
+
+    for (int n = 1, whole = 1; f && !rc && fgets(line, sizeof(line), f);) {
+        if (whole && !strncmp(line + strspn(line, " \t"), "@include", 8)) {
+            snprintf(err, errlen, "%s:%d: @include: one file is read: put all settings in it", path,
+                     n);
+            rc = -EINVAL;
+        }
+        whole = strchr(line, '\n') != NULL;
+        n += whole;
+    }
+    if (f)
+        fclose(f);
+    return rc;
+}
+
+static const char *mending(const char *error)
+{
+    return error && strstr(error, "duplicate") ? "give each key once"
+                                               : "lines look like local_memory = \"60%\";";
+}
+
 int edm_file_read(const char *path, int (*each)(void *ctx, const struct edm_file_setting *s),
                   void *ctx, char *err, size_t errlen)
 {
@@ -220,6 +251,9 @@ int edm_file_read(const char *path, int (*each)(void *ctx, const struct edm_file
 
     if (n >= errlen)
         n = errlen - 1;
+    rc = refuse_include(path, err, errlen);
+    if (rc)
+        return rc;
     rc = api_open(&a, err + n, errlen - n);
     if (rc)
         return rc;
@@ -229,8 +263,8 @@ int edm_file_read(const char *path, int (*each)(void *ctx, const struct edm_file
     } else {
         const char *file = config_error_file(&cfg), *text = config_error_text(&cfg);
 
-        snprintf(err, errlen, "%s:%d: %s: lines look like local_memory = \"60%%\";",
-                 file ? file : path, config_error_line(&cfg), text ? text : "syntax error");
+        snprintf(err, errlen, "%s:%d: %s: %s", file ? file : path, config_error_line(&cfg),
+                 text ? text : "syntax error", mending(text));
         rc = -EINVAL;
     }
     a.destroy(&cfg);

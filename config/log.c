@@ -19,9 +19,10 @@ int edm_log_init(const char *name, enum edm_log_level level, const char *file)
     int fd = 2, high;
 
     if (file && *file) {
-        fd = open(file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600);
-        if (fd < 0)
+        fd = open(file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+        if (fd < 0) /* a FIFO that nobody reads, too */
             return -errno;
+        fcntl(fd, F_SETFL, O_APPEND);
         high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD);
         if (high >= 0) {
             close(fd);

@@ -76,7 +76,7 @@ const struct edm_option edm_options[] = {
      .text = "how pages leave a program; auto is right, the others are for tests"},
     {FIELD(handlers), .type = EDM_TYPE_UINT, .min = 1, .max = 64, .choices = auto_word,
      .def = "auto",
-     .text = "fault handling threads per instance; auto: one on each CPU, at most 8"},
+     .text = "fault handling threads per instance; auto: one on each CPU; at most 8"},
     {FIELD(log_level), .type = EDM_TYPE_CHOICE, .choices = log_levels, .def = "warning",
      .text = "what is logged"},
     {FIELD(log_file), .type = EDM_TYPE_STRING, .def = "", .text = "where to; none is stderr"},

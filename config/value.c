@@ -49,7 +49,6 @@ int edm_size_parse(const char *text, struct edm_size *out)
     return 0;
 }
 
-
 static void size_text(uint64_t bytes, char *buf, size_t len)
 {
     int shift = 0;
@@ -170,10 +169,10 @@ static int parse_number(struct edm_config *c, const struct edm_option *o, const 
         *(uint32_t *)field(c, o) = 0;
         return 0;
     }
-    if (!*text || text[strspn(text, whole ? "0123456789" : "0123456789.")])
+    if (!*text || text[strspn(text, whole ? "-0123456789" : "-+.e0123456789")])
         return refuse(o, text, "is not a number", err, errlen);
     v = strtod(text, &end);
-    if (*end)
+    if (*end || end == text)
         return refuse(o, text, "is not a number", err, errlen);
     if (!(v >= o->min && v <= o->max))
         return refuse(o, text, "is out of range", err, errlen);
@@ -303,9 +302,8 @@ static int parse_string(struct edm_config *c, const struct edm_option *o, const 
         return refuse(o, text, "is too long", err, errlen);
     if (rc) {
         snprintf(err, errlen,
-                 "%s: \"%.80s\": the environment has no value for $%s: set it, or "
-                 "give an absolute path",
-                 o->key, text, name);
+                 "%s: \"%.80s\": the environment has no value for $%s: set it, or give %s", o->key,
+                 text, name, path ? "an absolute path" : "a name");
         return rc;
     }
     for (const char *s = value; *s; s++)

@@ -6,6 +6,8 @@
 #include "../config/log.h"
 #include "instance_int.h"
 #include <stdlib.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
 
 #define FULL_AGAIN_NS 3600000000000ull /* a store may be full many times: one warning an hour */
 #define LIMIT_MIN 256u                 /* pages */
@@ -25,6 +27,13 @@ uint64_t budget_charge(const struct instance *in)
 {
     const struct budget *b = &in->budget;
     return b->resident + b->evicting + b->fetching + b->leases * EDM_CHUNK_PAGES + in->limbo.used;
+}
+
+void budget_note(const struct instance *in)
+{
+    uint64_t charge = budget_charge(in);
+    if (charge > in->stats->resident_max)
+        in->stats->resident_max = charge;
 }
 
 bool budget_is_kept(const struct instance *in)
@@ -57,34 +66,66 @@ void budget_set(struct instance *in, uint64_t limit)
     in->kick = true;
 }
 
-uint64_t budget_wanted(const struct instance *in, uint64_t memory)
+uint64_t budget_wanted(const struct instance *in)
 {
     if (in->set.local_permille)
-        return memory / 1000 * in->set.local_permille;
+        return in->memory / 1000 * in->set.local_permille;
     return in->set.local_memory;
+}
+
+/* Memory that instances have in common: the machine's, or that of a cgroup with a limit. */
+struct common {
+    uint64_t group, memory, taken; /* group 0: all of them */
+};
+
+/* What is left of each share so that a tenth of it stays free: 0 to 1. */
+static double common_scale(const struct common *c, struct instance **all, size_t n)
+{
+    uint64_t shares = 0, taken = c->taken, usable = c->memory / 10 * 9;
+    for (size_t i = 0; i < n; i++) {
+        if (c->group && all[i]->memory_group != c->group)
+            continue;
+        uint64_t w = budget_wanted(all[i]);
+        w = w < c->memory ? w : c->memory; /* whatever one asks for, the sums stay sums */
+        *(all[i]->set.local_permille ? &shares : &taken) += w;
+    }
+    uint64_t left = usable > taken ? usable - taken : c->memory / 20;
+    return shares > left ? (double)left / (double)shares : 1;
+}
+
+/* Other ranks of this host plan with as much. */
+static unsigned ranks_here(void)
+{
+    struct peer_info self, other;
+    unsigned n = 0;
+    peer_get_info(peer_rank(), &self);
+    for (int r = 0; r < peer_ranks(); r++) {
+        peer_get_info(r, &other);
+        n += other.host == self.host;
+    }
+    return n ? n : 1;
 }
 
 void instance_rebalance(void)
 {
     size_t n;
-    uint64_t memory = edm_memory_total(), shares = 0, fixed = 0;
+    struct sysinfo si = {0};
+    struct common machine = {.taken = stores.bytes}, own = {.taken = stores.bytes};
+    own.memory = edm_memory_of(getpid(), &own.group);
+    machine.memory = sysinfo(&si) ? own.memory : (uint64_t)si.totalram * si.mem_unit;
+    machine.memory /= ranks_here();
     struct instance **all = instance_list(&n);
-    for (size_t i = 0; i < n; i++) {
-        uint64_t w = budget_wanted(all[i], memory);
-        w = w < memory ? w : memory; /* whatever one asks for, the sums stay sums */
-        *(all[i]->set.local_permille ? &shares : &fixed) += w;
-    }
-    uint64_t usable = memory / 10 * 9;
-    uint64_t taken = fixed + stores.bytes;
-    uint64_t left = usable > taken ? usable - taken : memory / 20;
+    double scale = common_scale(&machine, all, n);
     for (size_t i = 0; i < n; i++) {
         struct instance *in = all[i];
         if (in->set.local_permille) {
-            uint64_t w = budget_wanted(in, memory);
-            if (shares > left)
-                w = (uint64_t)((double)w * (double)left / (double)shares);
+            struct common c = {.group = in->memory_group, .memory = in->memory};
+            double tight = c.group == own.group && c.group ? common_scale(&own, all, n)
+                           : c.group                       ? common_scale(&c, all, n)
+                                                           : scale;
+            double w = (double)budget_wanted(in) * (tight < scale ? tight : scale);
             pthread_mutex_lock(&in->lock);
-            budget_set(in, w >> EDM_PAGE_SHIFT);
+            budget_set(in, (uint64_t)w >> EDM_PAGE_SHIFT);
             pthread_mutex_unlock(&in->lock);
             instance_wake(in);
         }

@@ -21,6 +21,7 @@ static int open_socket(const char *path, char *err, size_t errlen)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     struct timeval limit = {.tv_sec = EDM_CLIENT_LIMIT_MS / 1000};
+    struct stat st;
     int fd, rc;
 
     fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
@@ -36,6 +37,8 @@ static int open_socket(const char *path, char *err, size_t errlen)
     close(fd);
     if (rc == -ENOTDIR)
         rc = -ENOENT;
+    if (rc == -ECONNREFUSED && lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
+        rc = -EPROTOTYPE; /* or a server that died */
     if (rc == -ENOENT || rc == -ECONNREFUSED)
         snprintf(err, errlen, "no server runs at %s: start one with `edm start`", path);
     else if (rc == -EPROTOTYPE)
@@ -85,12 +88,10 @@ static int connect_path(const char *path, const char *group, char *err, size_t e
     return rc;
 }
 
-static bool default_socket(const struct edm_config *c)
+/* Nobody there for us: as the shim sees it. */
+static bool nobody_there(int rc)
 {
-    for (size_t i = 0; i < edm_options_count; i++)
-        if (edm_options[i].offset == offsetof(struct edm_config, socket))
-            return !strcmp(c->origin[i], "default");
-    return false;
+    return rc == -ENOENT || rc == -ECONNREFUSED || rc == -EACCES;
 }
 
 int edm_client_connect(const struct edm_config *c, bool shared, char *err, size_t errlen)
@@ -99,7 +100,7 @@ int edm_client_connect(const struct edm_config *c, bool shared, char *err, size_
     char other[512];
     int fd2;
 
-    if ((fd != -ENOENT && fd != -ECONNREFUSED) || !shared || !default_socket(c))
+    if (!nobody_there(fd) || !shared || !c->socket_is_default)
         return fd;
     fd2 = connect_path(EDM_SYSTEM_SOCKET, c->server_group, other, sizeof(other));
     return fd2 >= 0 ? fd2 : fd;
@@ -169,7 +170,7 @@ static int receive(int fd, struct packet *p)
 static int broken(int rc, char *err, size_t errlen)
 {
     if (rc == -ETIMEDOUT || rc == -EAGAIN) {
-        snprintf(err, errlen, "the server does not answer: `edm stop` and `edm start` replace it");
+        snprintf(err, errlen, "the server does not answer: `edm restart` replaces it");
         rc = -ETIMEDOUT;
     } else if (rc == -EPROTO) {
         snprintf(err, errlen,

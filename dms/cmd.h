@@ -67,6 +67,9 @@ int cmd_server_needs(int fd, unsigned *instances, uint64_t *kept_pages, char *er
 struct hosts_result;
 int cmd_host_verdict(const struct hosts_result *r, const char *dms, char *err, size_t errlen);
 
+/* What was changed for edm alone is as the caller had it: before CMD is executed. */
+void cmd_signals_back(void);
+
 /* Bytes as "1.5G"; buf of 16. */
 const char *cmd_human(double bytes, char *buf);
 

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -110,7 +111,6 @@ static int tell(const struct edm_config *c, struct local_rank *r)
         return 0;
     if (fd < 0)
         return cmd_fail("%s: cannot be reached: %s", r->socket, strerror(-fd));
-    r->told = true;
     r->pid = edm_client_peer(fd);
     if (r->pid > 0)
         r->pidfd = (int)syscall(SYS_pidfd_open, r->pid, 0);
@@ -118,6 +118,10 @@ static int tell(const struct edm_config *c, struct local_rank *r)
     close(fd);
     if (rc == -ECONNRESET) /* it may be quicker than its answer */
         rc = 0;
+    if (rc == -ETIMEDOUT && r->pidfd >= 0 && /* it hangs; its keeper has everything */
+        syscall(SYS_pidfd_send_signal, r->pidfd, SIGKILL, NULL, 0) == 0)
+        rc = 0;
+    r->told = rc == 0;
     return rc ? cmd_fail("%s: %s", r->socket, err) : 0;
 }
 

@@ -64,8 +64,11 @@ static int set_environment(struct run *r)
 {
     const struct edm_config_request *req = &r->settings.request;
     char file[PATH_MAX], token[32];
+    const char *conf = getenv("EDM_CONF");
     int rc = 0;
 
+    if (!req->file && conf && *conf && *conf != '/' && realpath(conf, file))
+        rc = setenv("EDM_CONF", file, 1); /* CMD may change its folder */
     if (req->file)
         rc = setenv("EDM_CONF", realpath(req->file, file) ? file : req->file, 1);
     for (size_t i = 0; i < req->noptions && !rc; i++)
@@ -83,6 +86,7 @@ static int exec_command(char **argv)
 {
     int rc;
 
+    cmd_signals_back();
     execvp(argv[0], argv);
     rc = errno == ENOENT ? 127 : 126;
     cmd_fail("%s: %s: a program that can be run is needed", argv[0], strerror(errno));
@@ -93,7 +97,7 @@ static int exec_command(char **argv)
 
 static int open_stats(struct run *r)
 {
-    r->stats_fd = open(r->stats, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    r->stats_fd = open(r->stats, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     if (r->stats_fd < 0)
         return cmd_fail("--stats %s: %s: a file that can be written is needed", r->stats,
                         strerror(errno));
@@ -192,6 +196,7 @@ static void write_stats(struct run *r)
     cmd_text_trim(&t);
     if (rc)
         cmd_fail("no counters: %s", err);
+    (void)!ftruncate(r->stats_fd, 0); /* no file: nothing to cut */
     if (rc || !t.len)
         rc = write_all(r->stats_fd, none, sizeof(none) - 1);
     else
@@ -310,7 +315,10 @@ static int run_main(const struct cmd *self, int argc, char **argv)
     struct run r = {.stats_fd = -1, .server_fd = -1};
     char err[CMD_ERR_MAX];
     int rc = parse(self, &r, argc, argv);
+    const char *disable = getenv("EDM_DISABLE");
 
+    if (!rc && disable && *disable && strcmp(disable, "0") != 0 && !r.stats)
+        return exec_command(r.argv); /* whatever the settings are */
     if (!rc)
         rc = cmd_settings_load(&r.settings);
     if (!rc && edm_launch_find_shim(r.shim, sizeof(r.shim), err, sizeof(err)))

@@ -77,6 +77,7 @@ static int parse(const struct cmd *self, const char *letters, const struct optio
             break;
         case 'n':
             rc = parse_ranks(self, optarg, &a->ranks);
+            a->wants_ranks = true;
             break;
         case 'o':
             cmd_settings_add(&a->s, optarg);
@@ -123,7 +124,11 @@ static int parse_stop(const struct cmd *self, struct server_args *a, int argc, c
         {"alive", no_argument, NULL, 'L'},       {"hand-over", no_argument, NULL, 'O'},
         {"spare", required_argument, NULL, 'S'}, {0}};
 
-    return parse(self, "+:c:o:", longs, a, argc, argv);
+    int rc = parse(self, "+:c:o:", longs, a, argc, argv);
+
+    if (!rc && a->mode != HERE_STOP && !a->here)
+        rc = cmd_misused(self, "this goes with --here only");
+    return rc;
 }
 
 static int64_t now_ms(void)
@@ -196,6 +201,16 @@ struct edm_config *server_with_socket(const struct edm_config *c, const char *so
     return &own;
 }
 
+/* Files of ours, and not what a user has under such names? */
+static bool is_ours(const char *socket, int lock_fd)
+{
+    struct stat st;
+
+    if (lstat(socket, &st) == 0 && !S_ISSOCK(st.st_mode))
+        return false;
+    return fstat(lock_fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == 0;
+}
+
 void server_sweep(const char *socket)
 {
     const struct timespec pause = {.tv_nsec = 20 * 1000000};
@@ -203,9 +218,13 @@ void server_sweep(const char *socket)
     int fd, busy;
 
     snprintf(lock, sizeof(lock), "%s.lock", socket);
-    fd = open(lock, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    fd = open(lock, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
         return;
+    if (!is_ours(socket, fd)) {
+        close(fd);
+        return;
+    }
     busy = flock(fd, LOCK_EX | LOCK_NB);
     for (int i = 0; busy && i < SWEEP_TRIES; i++) {
         nanosleep(&pause, NULL);
@@ -486,7 +505,8 @@ static int make_folder(const char *socket)
     snprintf(dir, sizeof(dir), "%s", socket);
     folder = dirname(dir);
     if (mkdir(folder, 0700) && errno != EEXIST)
-        return cmd_fail("%s: cannot make the folder: %s", folder, strerror(errno));
+        return cmd_fail("%s: cannot make the folder: %s: make it, or set `socket` to another path",
+                        folder, strerror(errno));
     return 0;
 }
 
@@ -498,10 +518,28 @@ static bool has_local(const struct hosts *h)
     return h->n == 0;
 }
 
+/* Also one that a program started, which would end with its last program. */
+static void say_runs(const struct server_args *a)
+{
+    const struct edm_config *c = &a->s.config;
+    const struct edm_client_call stay = {.type = EDM_MSG_STAY};
+    char err[CMD_ERR_MAX];
+    int fd = edm_client_connect(c, false, err, sizeof(err));
+    bool as_asked = a->s.request.noptions == 0 && !a->wants_ranks;
+
+    if (fd >= 0) {
+        edm_client_call(fd, &stay, NULL, err, sizeof(err)); /* another user's is not ours to rule */
+        close(fd);
+    }
+    printf("the server at %s already runs%s\n", c->socket,
+           as_asked ? "" : ": with other options, perhaps: `edm restart` with these changes it");
+}
+
 /* Says so and gives true when there is nothing to start; *rc is then the exit status. What a job
  * whose ranks have all died left is taken over by those that start. */
-static bool runs_already(const struct edm_config *c, struct job *j, int *rc)
+static bool runs_already(const struct server_args *a, struct job *j, int *rc)
 {
+    const struct edm_config *c = &a->s.config;
     char err[CMD_ERR_MAX];
     int runs = edm_client_runs(c, false, err, sizeof(err));
 
@@ -509,7 +547,7 @@ static bool runs_already(const struct edm_config *c, struct job *j, int *rc)
     if (runs < 0) {
         *rc = cmd_fail("%s", err);
     } else if (runs > 0) {
-        printf("the server at %s already runs\n", c->socket);
+        say_runs(a);
     } else if (!job_is_known(j)) {
         return false;
     } else if (job_mpiexec_runs(j) && !has_local(&j->hosts)) {
@@ -580,7 +618,7 @@ static int start_any(struct server_args *a, struct job *j)
     char err[CMD_ERR_MAX];
     int rc;
 
-    if (runs_already(&a->s.config, j, &rc))
+    if (runs_already(a, j, &rc))
         return rc;
     if (a->hosts.n || a->ranks > 1)
         return start_ranks(a, j);

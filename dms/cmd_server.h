@@ -18,6 +18,7 @@ struct server_args {
     struct cmd_settings s;
     struct hosts hosts;
     unsigned ranks;      /* 0: not said */
+    bool wants_ranks;    /* -n was given */
     bool here;           /* of stop */
     enum here_mode mode; /* with here */
     unsigned first;      /* of HERE_SPARE */

@@ -183,6 +183,7 @@ static void serve_resize(int fd, const struct edm_request *r, struct instance *i
     instance_save(in);
     pthread_mutex_unlock(&in->lock);
     instance_wake(in);
+    instance_rebalance();
     server_send_done(fd, 0, 0, "");
 }
 
@@ -199,7 +200,8 @@ static void send_progress(void *arg, uint64_t done, uint64_t total)
 
 static void serve_evict(int fd, const struct edm_request *r, struct instance *in)
 {
-    uint64_t want = r->size ? r->size >> EDM_PAGE_SHIFT : UINT64_MAX;
+    bool all = !r->size;
+    uint64_t want = all ? UINT64_MAX : (r->size - 1) / EDM_PAGE_SIZE + 1;
     struct timespec ts = {0, 2000000};
     pthread_mutex_lock(&in->lock);
     uint64_t resident = in->budget.resident + in->budget.leases * EDM_CHUNK_PAGES;
@@ -222,8 +224,15 @@ static void serve_evict(int fd, const struct edm_request *r, struct instance *in
     }
     in->budget.forced = 0;
     uint64_t done = in->stats->evicted - start;
+    if (all && in->chan)
+        limbo_drain_all(in);
     pthread_mutex_unlock(&in->lock);
-    server_send_done(fd, 0, (uint32_t)done, "");
+    if (total && !done)
+        server_send_done(fd, -EAGAIN, 0,
+                         "nothing could be moved out: the program is stopped "
+                         "(`kill -CONT` it), or every store is full");
+    else
+        server_send_done(fd, 0, (uint32_t)done, "");
 }
 
 static void serve_fetch(int fd, struct instance *in)
@@ -233,7 +242,12 @@ static void serve_fetch(int fd, struct instance *in)
     int err = fetch_all(in, send_progress, &fd);
     pthread_mutex_unlock(&in->lock);
     server_send_done(fd, err, (uint32_t)total,
-                     err ? "not every page could be brought back: is memory exhausted?" : "");
+                     !err             ? ""
+                     : err == -EAGAIN ? "not every page could be brought back: the program was "
+                                        "stopped while pages were leaving it: `kill -CONT` it "
+                                        "for a moment"
+                                      : "not every page could be brought back: is memory "
+                                        "exhausted?");
 }
 
 /* Users of server_group have a say about their own programs only. */
@@ -289,11 +303,17 @@ void control_serve(int fd, const struct ucred *peer, const struct edm_msg *msg, 
     struct edm_request r = {0};
     memcpy(&r, payload, msg->len < sizeof(r) ? msg->len : sizeof(r));
     bool ends = msg->type == EDM_MSG_STOP || msg->type == EDM_MSG_HANDOVER;
-    bool bare = msg->type == EDM_MSG_PING || ends;
+    bool rules = ends || msg->type == EDM_MSG_STAY;
+    bool bare = msg->type == EDM_MSG_PING || rules;
     if (msg->len != (bare ? 0 : sizeof(r))) {
-        edm_warn("malformed request %u: connection dropped", msg->type);
-    } else if (ends && !may_rule(peer)) {
-        server_send_done(fd, -EPERM, 0, "this server belongs to another user");
+        edm_warn("pid %d: malformed request %u: connection dropped", peer->pid, msg->type);
+    } else if (rules && !may_rule(peer)) {
+        server_send_done(fd, -EPERM, 0,
+                         "this server belongs to another user: ask them, or start "
+                         "your own");
+    } else if (msg->type == EDM_MSG_STAY) {
+        server_stay();
+        server_send_done(fd, 0, 0, "");
     } else if (msg->type == EDM_MSG_PING) {
         server_send_done(fd, 0, 0, "");
     } else if (msg->type == EDM_MSG_STAT) {

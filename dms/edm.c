@@ -4,9 +4,12 @@
 #include "cmd.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct cmd *const commands[] = {
     &cmd_run,   &cmd_start,  &cmd_stop,   &cmd_restart, &cmd_stat,
@@ -150,14 +153,45 @@ static bool wants_help(int argc, char **argv)
 static int flushed(int rc)
 {
     if (fflush(stdout) || ferror(stdout))
-        return cmd_fail("standard output: %s", strerror(errno));
+        return cmd_fail("standard output: %s: it must be open and have room", strerror(errno));
     return rc;
+}
+
+/* Until CMD is executed. */
+static bool had_no_children;
+
+void cmd_signals_back(void)
+{
+    if (had_no_children)
+        signal(SIGCHLD, SIG_IGN);
+}
+
+/* What the caller may have closed or ignored: the first files that are opened must not become
+ * standard streams (CMD finds them closed again), and the ends of children must be told. */
+static void start_sanely(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            open("/dev/null", O_CLOEXEC | (fd == 2 ? O_WRONLY : O_RDONLY));
+    had_no_children = signal(SIGCHLD, SIG_DFL) == SIG_IGN;
+}
+
+/* CMD's own arguments are not ours. */
+static bool asks_help(int argc, char **argv)
+{
+    if (!strcmp(argv[0], "run"))
+        return wants_help(argc, argv);
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (!strcmp(argv[i], "--help"))
+            return true;
+    return wants_help(argc, argv);
 }
 
 int main(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
 
+    start_sanely();
     opterr = 0;
     if (wants_help(argc, argv) || !strcmp(name, "help")) {
         print_usage(stdout);
@@ -167,14 +201,12 @@ int main(int argc, char **argv)
         printf("edm %s\n", EDM_VERSION);
         return flushed(0);
     }
-    if (!*name) {
-        print_usage(stderr);
-        return CMD_FAILED;
-    }
+    if (!*name)
+        return cmd_fail("no command: `edm --help` lists them");
     for (size_t i = 0; i < NCOMMANDS; i++) {
         if (strcmp(name, commands[i]->name) != 0)
             continue;
-        if (wants_help(argc - 1, argv + 1)) {
+        if (asks_help(argc - 1, argv + 1)) {
             cmd_print_help(commands[i]);
             return flushed(0);
         }

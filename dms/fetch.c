@@ -8,12 +8,15 @@
 #include "instance.h"
 #include "uffd.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define PAUSES_PAGE 25000 /* 5 s */
 #define PAUSES 100000
+#define PAUSES_STOPPED 500 /* of a stopped program: nobody will answer */
 
 static bool still_wanted(const struct instance *in, const struct store_read *r)
 {
@@ -245,8 +248,10 @@ static int fetch_patiently(struct instance *in, uint32_t id, int *left)
 {
     struct timespec ts = {0, 200000};
     int err = fetch_one(in, id), most = PAUSES_PAGE;
-    while ((err == -EAGAIN || err == -ENOMEM) && most-- > 0 && *left > 0) {
-        *left -= !(spt_page(&in->spt, id)->flags & PF_FETCHING);
+    const struct page *p = spt_page(&in->spt, id);
+    while ((err == -EAGAIN || err == -ENOMEM) && most-- > 0 &&
+           (*left > 0 || p->flags & PF_FETCHING)) {
+        *left -= !(p->flags & PF_FETCHING);
         dm_handler_step(in);
         pthread_mutex_unlock(&in->lock);
         nanosleep(&ts, NULL);
@@ -270,10 +275,35 @@ static void fetch_ahead(struct instance *in, const struct chunk *c)
     fetch_flush(in);
 }
 
+/* Is the page still where it was? The program is stopped, with a command that its LPET has not
+ * taken. */
+static bool is_mapped(const struct instance *in, uint32_t id)
+{
+    uint64_t bit = 0;
+    return spt_page(&in->spt, id)->state == PAGE_EVICTING &&
+           !uffd_present(in->pagemap_fd, spt_addr(&in->spt, id), 1, &bit) && bit & 1;
+}
+
+/* By a signal or a debugger: its LPET answers nothing. */
+static bool is_stopped(pid_t pid)
+{
+    char path[32], text[128];
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    const char *state = strrchr(text, ')'); /* the name before it may have anything in it */
+    return state && (state[2] == 'T' || state[2] == 't');
+}
+
 int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
 {
     uint64_t total = in->stored + in->limbo.used + in->budget.evicting, done = 0;
-    int err = 0, left = PAUSES;
+    int err = 0, late = 0, left = PAUSES;
+    if (is_stopped(in->pid))
+        left = PAUSES_STOPPED;
     in->budget.fetchers++; /* nothing goes out again meanwhile */
     for (uint32_t n = 0; n < in->spt.nchunks && !err; n++) {
         if (spt_is_ghost(&in->spt.chunks[n]))
@@ -284,7 +314,11 @@ int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
             uint8_t state = spt_page(&in->spt, id)->state;
             if (state != PAGE_STORED && state != PAGE_LIMBO && state != PAGE_EVICTING)
                 continue;
-            err = fetch_patiently(in, id, &left);
+            int e = fetch_patiently(in, id, &left);
+            if (e == -EAGAIN) /* the others come back all the same */
+                late = is_mapped(in, id) ? late : e;
+            else
+                err = e;
             if (++done % 1024 == 0) {
                 pthread_mutex_unlock(&in->lock);
                 if (progress)
@@ -294,5 +328,5 @@ int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
         }
     }
     in->budget.fetchers--;
-    return err;
+    return err ? err : late;
 }

@@ -321,6 +321,8 @@ struct instance *instance_from_fork(struct instance *parent, int uffd)
         return NULL;
     memcpy(child->command, parent->command, sizeof(child->command));
     child->run_token = parent->run_token;
+    child->memory = parent->memory;
+    child->memory_group = parent->memory_group;
     child->arena_start = parent->arena_start;
     child->arena_len = parent->arena_len;
     child->identity = parent->identity;

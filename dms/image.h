@@ -20,7 +20,7 @@
 #include <linux/userfaultfd.h>
 
 #define IMAGE_MAGIC 0x67616d69u
-#define IMAGE_LAYOUT 6u
+#define IMAGE_LAYOUT 7u
 #define IMAGE_MSGS 64
 #define IMAGE_CHUNKS (1u << 22)
 #define IMAGE_CHUNKS_OFFSET (1u << 18)

@@ -321,6 +321,7 @@ struct instance *instance_from_image(int image_fd, struct image *img)
     in->run_token = img->run_token;
     in->parent = img->parent;
     in->pid = img->pid;
+    in->memory = edm_memory_of(in->pid, &in->memory_group);
     memcpy(in->command, img->command, sizeof(in->command));
     in->command[sizeof(in->command) - 1] = 0;
     in->arena_start = img->arena_start;
@@ -383,6 +384,7 @@ int instance_create(const struct edm_hello *hello, pid_t pid, uid_t uid, struct 
         return -ENOMEM;
     }
     in->pid = pid;
+    in->memory = edm_memory_of(pid, &in->memory_group);
     in->arena_start = hello->arena_start;
     in->arena_len = hello->arena_len;
     in->identity = hello->identity;

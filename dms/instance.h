@@ -124,7 +124,6 @@ struct budget {
     uint64_t leases; /* chunks */
     uint64_t fetching;
     uint64_t pinned;   /* resident but never evicted: not charged */
-    uint64_t max;      /* highest charge seen */
     uint64_t forced;   /* pages that `edm evict` still wants out */
     unsigned fetchers; /* `edm fetch` at work */
     bool unlimited;    /* stores full, or nothing can be evicted */
@@ -136,6 +135,7 @@ struct instance {
     uid_t uid;
     char command[64];
     struct edm_settings set;
+    uint64_t memory, memory_group; /* of which its shares are shares: edm_memory_of */
     uint64_t arena_start, arena_len, identity;
     uint64_t features;
     int uffd, pagemap_fd, maps_fd, sock, comp_efd, wake_efd, chan_fd;
@@ -325,6 +325,8 @@ void ahead_of_fault(struct instance *in, uint64_t addr);
 
 /* ---- budget.c ---- */
 uint64_t budget_charge(const struct instance *in);
+/* It has risen: is it the highest so far? */
+void budget_note(const struct instance *in);
 /* False while pages may pass the budget: stores full, or `edm fetch` at work. */
 bool budget_is_kept(const struct instance *in);
 bool budget_has_room(const struct instance *in, uint64_t pages);

@@ -44,7 +44,7 @@ static int call_open(struct instance *in)
 
 int instance_open_channel(struct instance *in)
 {
-    uint64_t limit = budget_wanted(in, edm_memory_total()) >> EDM_PAGE_SHIFT;
+    uint64_t limit = budget_wanted(in) >> EDM_PAGE_SHIFT;
     uint64_t target = limit / 32 < LIMBO_MAX ? limit / 32 : LIMBO_MAX;
     uint64_t flight = limit / 4 < IN_FLIGHT_MAX ? limit / 4 : IN_FLIGHT_MAX;
     uint32_t pages = (uint32_t)(2 * target + 2 * flight + EDM_CMD_PAGES);
@@ -292,7 +292,7 @@ int instance_attach(struct instance *in, int uffd, int pagemap_fd, int maps_fd,
         e = register_arena(in);
     if (!e)
         e = uffd_register(uffd, in->identity, EDM_PAGE_SIZE, UFFD_MISSING);
-    budget_set(in, budget_wanted(in, edm_memory_total()) >> EDM_PAGE_SHIFT);
+    budget_set(in, budget_wanted(in) >> EDM_PAGE_SHIFT);
     if (!e)
         e = count_used(in, hello);
     if (!e)

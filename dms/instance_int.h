@@ -13,6 +13,6 @@ void instance_close_fd(int *fd);
 /* At start: how many bytes of memory the store may take. */
 void budget_init(uint64_t store_bytes);
 /* Bytes that its settings ask for, of so much memory. */
-uint64_t budget_wanted(const struct instance *in, uint64_t memory);
+uint64_t budget_wanted(const struct instance *in);
 
 #endif

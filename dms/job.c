@@ -245,12 +245,13 @@ static void run_mpiexec(const struct job *j, const struct edm_config *c, const c
     add(&a, ranks);
     add(&a, dms);
     add(&a, "--rank");
+    add(&a, "-c"); /* no file: the settings are all there */
+    add(&a, "/dev/null");
     add_settings(&a, c);
     ports = ports ? strdup(ports) : NULL;
     edm_launch_clean_environment();
     if (ports) /* the one thing of a user's that is about any mpiexec: what the firewall lets in */
         setenv("MPIEXEC_PORT_RANGE", ports, 1);
-    unsetenv("EDM_CONF"); /* a path of this host; the settings are all there */
     setenv("HYDRA_LAUNCHER_EXTRA_ARGS", HOSTS_SSH_OPTIONS, 1);
     execvp("mpiexec", a.v);
     dprintf(2, "mpiexec: %s: install Debian's mpich\n", strerror(errno));

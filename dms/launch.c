@@ -1,6 +1,7 @@
 #include "launch.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <glob.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -104,9 +105,12 @@ static void run_server(const char *path, const struct edm_config_request *req, b
     char **argv = calloc(req->noptions * 2 + 6, sizeof(*argv));
     char file[PATH_MAX];
     size_t n = 0;
+    int fd;
 
     if (!argv)
         _exit(125);
+    if (automatic && (fd = open("/dev/null", O_WRONLY | O_CLOEXEC)) >= 0)
+        dup2(fd, 2); /* the program will try, too, and say why it runs unmanaged */
     argv[n++] = (char *)"edm-dms";
     argv[n++] = (char *)"--daemon";
     if (automatic)
@@ -142,8 +146,12 @@ int edm_launch(const struct edm_config_request *req, bool automatic, char *err, 
     if (pid == 0)
         run_server(path, req, automatic);
     while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR)
-            return -errno;
+        if (errno != EINTR) {
+            rc = -errno;
+            snprintf(err, errlen, "the server is lost while it starts: %s: see its log",
+                     strerror(-rc));
+            return rc;
+        }
     *err = '\0';
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return 0;

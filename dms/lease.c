@@ -92,9 +92,7 @@ int lease_take(struct instance *in, struct chunk *c, uint64_t addr)
     in->budget.leases++;
     in->stats->leases++;
     lspt_push_lease(&in->lspt, &in->spt, c);
-    uint64_t charge = budget_charge(in);
-    if (charge > in->budget.max)
-        in->budget.max = charge;
+    budget_note(in);
     uffd_wake(in->uffd, c->addr, EDM_CHUNK_SIZE);
     return 0;
 }

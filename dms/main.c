@@ -66,8 +66,8 @@ static void announce(const char *word, const char *text)
 /* Says what is wrong where the user sees it, and ends. */
 static void fail(const char *text)
 {
-    char line[600];
-    int n = snprintf(line, sizeof(line), "edm-dms: %s\n", text);
+    char line[2048];
+    int n = snprintf(line, sizeof(line), "edm: %s\n", text);
     if (announcing >= 0) {
         announce("failed", text);
         edm_error("%s", text);
@@ -119,19 +119,8 @@ static void parse(int argc, char **argv, struct arguments *a)
 /* Is somebody answering on the socket? Waits up to 10 s for a server that is just starting. */
 static bool somebody_serves(const char *path)
 {
-    struct sockaddr_un sa = {.sun_family = AF_UNIX};
-    struct edm_msg ping = {EDM_PROTO_MAGIC, EDM_PROTO_VERSION, EDM_MSG_PING, 0};
-    struct timeval tv = {1, 0};
-    char answer[sizeof(struct edm_msg) + sizeof(struct edm_done)];
-    snprintf(sa.sun_path, sizeof(sa.sun_path), "%s", path);
     for (int i = 0; i < 200; i++) {
-        int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
-        bool ok = connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 &&
-                  send(fd, &ping, sizeof(ping), MSG_NOSIGNAL) == sizeof(ping) &&
-                  recv(fd, answer, sizeof(answer), 0) >= (ssize_t)sizeof(ping);
-        close(fd);
-        if (ok)
+        if (server_answers(path, 1000))
             return true;
         usleep(50000);
     }
@@ -141,7 +130,7 @@ static bool somebody_serves(const char *path)
 /* The process that the user started: waits for the daemon's word. */
 static void wait_ready(int fd, pid_t child)
 {
-    char buf[600];
+    char buf[2048];
     ssize_t n, have = 0;
     int status;
     while (have < (ssize_t)sizeof(buf) &&
@@ -156,9 +145,11 @@ static void wait_ready(int fd, pid_t child)
     if (have > 0)
         (void)!write(2, buf, (size_t)have);
     else
-        (void)!write(2, "edm-dms: ended at its start: see its log\n", 41);
+        (void)!write(2, "edm: the server ended at its start: see its log\n", 48);
     _exit(EXIT_EDM);
 }
+
+static bool own_log; /* opened when server_open has seen whose folder it is */
 
 /* A server without a terminal logs beside its socket. */
 static void default_log(struct edm_config *c, int k)
@@ -166,10 +157,19 @@ static void default_log(struct edm_config *c, int k)
     char dir[EDM_CONFIG_PATH_MAX], number[16] = "";
     if (c->log_file[0])
         return;
+    own_log = true;
     snprintf(dir, sizeof(dir), "%s", c->socket);
     if (k)
         snprintf(number, sizeof(number), ".%d", k);
     snprintf(c->log_file, sizeof(c->log_file), "%s/dms.log%s", dirname(dir), number);
+}
+
+/* From 3 on; fd may be none of them. */
+static void close_all_but(int fd)
+{
+    if (fd > 3)
+        close_range(3, (unsigned)fd - 1, 0);
+    close_range(fd < 3 ? 3 : (unsigned)fd + 1, ~0u, 0);
 }
 
 /* Nobody's child, own session, no streams; log in a file beside the socket. */
@@ -194,9 +194,7 @@ static void daemonize(struct edm_config *c)
     int null = open("/dev/null", O_RDWR);
     for (int i = 0; i < 3; i++)
         dup2(null, i);
-    for (int fd = 3; fd < 1024; fd++)
-        if (fd != ready_fd)
-            close(fd);
+    close_all_but(ready_fd);
     if (chdir("/"))
         fail("cannot change to /");
     default_log(c, 0);
@@ -213,9 +211,7 @@ static int number_from(const char *variable, int otherwise)
 static void drop_inherited(void)
 {
     int pmi = number_from("PMI_FD", -1);
-    for (int fd = 3; fd < 1024; fd++)
-        if (fd != pmi)
-            close(fd);
+    close_all_but(pmi);
     if (pmi > 2)
         fcntl(pmi, F_SETFD, FD_CLOEXEC);
 }
@@ -321,18 +317,42 @@ static void on_room(void *arg, bool full)
     instance_stores_full(full);
 }
 
-static uint64_t disk_free(const char *path)
+/* Of the file system of path; when it is made later, of its nearest parent. */
+static struct statvfs disk_of(const char *path)
 {
-    struct statvfs st;
+    struct statvfs st = {0};
     char dir[512];
     snprintf(dir, sizeof(dir), "%s", path);
-    while (statvfs(dir, &st)) { /* it is made later: ask its parent */
+    while (statvfs(dir, &st)) {
         char *slash = strrchr(dir, '/');
-        if (!slash || slash == dir)
-            return statvfs("/", &st) ? 0 : (uint64_t)st.f_bavail * st.f_frsize;
-        *slash = 0;
+        if (!slash || !dir[1])
+            break;
+        slash[slash == dir] = 0;
     }
+    return st;
+}
+
+static uint64_t disk_free(const char *path)
+{
+    struct statvfs st = disk_of(path);
     return (uint64_t)st.f_bavail * st.f_frsize;
+}
+
+static bool disk_blocks(const char *path)
+{
+    return disk_of(path).f_blocks > 0;
+}
+
+/* Of a file system that keeps nothing a share is nothing: better said than found out. */
+static void check_disk(const struct edm_config *c, uint64_t bytes)
+{
+    char err[sizeof(c->disk_path) + 120];
+    if (!c->disk_store.permille || bytes || disk_blocks(c->disk_path))
+        return;
+    snprintf(err, sizeof(err),
+             "disk_path %s: no files are kept there: set another, or disk_store to 0",
+             c->disk_path);
+    fail(err);
 }
 
 /* The store, and the instances of a server that was killed. */
@@ -342,6 +362,10 @@ static void open_all(const struct edm_config *c)
     struct store_options o = {.compression = c->compression, .on_room = on_room};
     o.memory_bytes = edm_size_bytes(c->memory_store, edm_memory_total());
     o.disk_bytes = edm_size_bytes(c->disk_store, disk_free(c->disk_path));
+    check_disk(c, o.disk_bytes);
+    if (o.memory_bytes > edm_memory_total())
+        edm_warn("memory_store is %lu MiB, more than the %lu MiB of memory: it will run out",
+                 o.memory_bytes >> 20, edm_memory_total() >> 20);
     snprintf(o.disk_path, sizeof(o.disk_path), "%s", c->disk_path);
     if (instance_module_init(o.memory_bytes))
         fail("cannot start threads");
@@ -374,7 +398,7 @@ int main(int argc, char **argv)
 {
     struct arguments a = {0};
     static struct edm_config config;
-    char err[400];
+    char err[2000];
     parse(argc, argv, &a);
     peer_environment(a.daemon || !getenv("PMI_RANK"), argv);
     prctl(PR_SET_NAME, "edm-dms");
@@ -390,12 +414,13 @@ int main(int argc, char **argv)
     own_socket(&config);
     if (a.is_rank)
         settle_rank(&config);
-    int logs = edm_log_init("edm-dms", config.log_level, config.log_file);
+    const char *file = own_log ? "" : config.log_file;
+    int logs = edm_log_init("edm-dms", config.log_level, file);
     die_init();
     raise_limits();
     struct server_options opt = {&config, a.is_auto};
     int e = server_open(&opt, err, sizeof(err));
-    if (logs) /* its folder may be new */
+    if (logs || (own_log && !e)) /* its folder may be new */
         logs = edm_log_init("edm-dms", config.log_level, config.log_file);
     if (e == -EADDRINUSE && a.daemon && somebody_serves(config.socket)) {
         say_ready(&config);

@@ -59,9 +59,7 @@ void page_make_resident(struct instance *in, struct chunk *c, uint32_t id, bool 
     }
     lspt_push(&in->lspt, &in->spt, id, first);
     in->budget.resident++;
-    uint64_t charge = budget_charge(in);
-    if (charge > in->budget.max)
-        in->budget.max = charge;
+    budget_note(in);
 }
 
 /* Takes a resident page out of the LSPT; its state is the caller's to set. */

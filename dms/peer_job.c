@@ -38,11 +38,12 @@ static void forget_jobs(void)
 
 void peer_environment(int alone, char **argv)
 {
-    static const char *const wanted[][2] = {{"UCX_HANDLE_ERRORS", "none"},
-                                            {"UCX_MEM_EVENTS", "n"},
-                                            {"UCX_TCP_KEEPIDLE", "inf"},
-                                            {"UCX_TLS", "tcp,self"},
-                                            {"UCX_WARN_UNUSED_ENV_VARS", "n"}};
+    /* alone it listens to nobody */
+    const char *const wanted[][2] = {{"UCX_HANDLE_ERRORS", "none"},
+                                     {"UCX_MEM_EVENTS", "n"},
+                                     {"UCX_TCP_KEEPIDLE", "inf"},
+                                     {"UCX_TLS", alone ? "self" : "tcp,self"},
+                                     {"UCX_WARN_UNUSED_ENV_VARS", "n"}};
     int again = getenv("LD_PRELOAD") != NULL;
     for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); i++) {
         const char *has = getenv(wanted[i][0]);

@@ -43,7 +43,9 @@ static int make_folder(const char *path, char *err, size_t errlen)
     bool made = mkdir(path, 0700) == 0, ours = made || strcmp(path, SYSTEM_FOLDER) == 0;
     if (!made && errno != EEXIST) {
         int e = -errno;
-        snprintf(err, errlen, "%s: cannot make the folder: %s", path, strerror(-e));
+        snprintf(err, errlen,
+                 "%s: cannot make the folder: %s: make it, or set `socket` to another path", path,
+                 strerror(-e));
         return e;
     }
     if (stat(path, &st) || !S_ISDIR(st.st_mode)) {
@@ -65,6 +67,25 @@ static int make_folder(const char *path, char *err, size_t errlen)
     return 0;
 }
 
+bool server_answers(const char *path, unsigned ms)
+{
+    struct sockaddr_un sa = {.sun_family = AF_UNIX};
+    struct edm_msg ping = {EDM_PROTO_MAGIC, EDM_PROTO_VERSION, EDM_MSG_PING, 0};
+    struct timeval tv = {ms / 1000, ms % 1000 * 1000};
+    char answer[sizeof(struct edm_msg) + sizeof(struct edm_done)];
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return false;
+    snprintf(sa.sun_path, sizeof(sa.sun_path), "%s", path);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+    bool ok = connect(fd, (struct sockaddr *)&sa, sizeof(sa)) == 0 &&
+              send(fd, &ping, sizeof(ping), MSG_NOSIGNAL) == sizeof(ping) &&
+              recv(fd, answer, sizeof(answer), 0) >= (ssize_t)sizeof(ping);
+    close(fd);
+    return ok;
+}
+
 static int take_lock(char *err, size_t errlen)
 {
     char path[EDM_CONFIG_PATH_MAX + 8];
@@ -72,13 +93,14 @@ static int take_lock(char *err, size_t errlen)
     server.lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (server.lock_fd < 0) {
         int e = -errno;
-        snprintf(err, errlen, "%s: %s", path, strerror(-e));
+        snprintf(err, errlen, "%s: %s: set `socket` to a path where you may make files", path,
+                 strerror(-e));
         return e;
     }
     /* a server that was just killed: its keeper lets go of the lock in a moment */
     struct timespec ts = {0, 20000000};
     int busy = flock(server.lock_fd, LOCK_EX | LOCK_NB);
-    for (int i = 0; busy && i < LOCK_TRIES; i++) {
+    for (int i = 0; busy && i < LOCK_TRIES && !server_answers(server.socket, 20); i++) {
         nanosleep(&ts, NULL);
         busy = flock(server.lock_fd, LOCK_EX | LOCK_NB);
     }
@@ -93,7 +115,7 @@ static int find_group(const char *name, char *err, size_t errlen)
 {
     struct group *g = *name ? getgrnam(name) : NULL;
     if (*name && !g) {
-        snprintf(err, errlen, "server_group: no group named %s", name);
+        snprintf(err, errlen, "server_group: no group named %s: an existing one is needed", name);
         return -ENOENT;
     }
     server.has_group = g != NULL;
@@ -211,6 +233,18 @@ void server_stop(void)
     (void)!write(server.stop_efd, &one, sizeof(one));
 }
 
+static atomic_bool stays;
+
+void server_stay(void)
+{
+    atomic_store(&stays, true);
+}
+
+static bool ends_by_itself(void)
+{
+    return server.opt.is_auto && !atomic_load(&stays);
+}
+
 /* How long the loop may sleep: instances without a socket are looked at from time to time. */
 static int loop_timeout(void)
 {
@@ -219,12 +253,12 @@ static int loop_timeout(void)
         attached += c->state == CONN_ATTACHED;
     if (instance_count() > attached)
         return now_ns() - server.hangup_ns < 1000000000ull ? 10 : 250;
-    return server.opt.is_auto && instance_count() == 0 ? 500 : -1;
+    return ends_by_itself() && instance_count() == 0 ? 500 : -1;
 }
 
 static bool auto_is_over(void)
 {
-    if (!server.opt.is_auto || instance_count() || server.nconns) {
+    if (!ends_by_itself() || instance_count() || server.nconns) {
         server.idle_since_ns = 0;
         return false;
     }

@@ -22,6 +22,10 @@ int server_open(const struct server_options *opt, char *err, size_t errlen);
 /* Serves until SIGTERM, SIGINT or a STOP. */
 void server_run(void);
 void server_close(void);
+/* It does not end after its last instance; from any thread. */
+void server_stay(void);
+/* Does a server that listens on path answer within ms? */
+bool server_answers(const char *path, unsigned ms);
 /* Asks server_run to return; from any thread. */
 void server_stop(void);
 

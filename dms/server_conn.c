@@ -8,8 +8,6 @@
 #include "server_int.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -99,26 +97,25 @@ static int packet_read(int fd, struct packet *p)
 
 /* ---- access ---- */
 
-static bool in_group(uid_t uid, gid_t gid)
+static bool in_group(int fd, gid_t gid)
 {
     gid_t groups[256];
-    int n = 256;
-    struct passwd *pw = getpwuid(uid);
+    socklen_t len = sizeof(groups);
     if (gid == server.group)
         return true;
-    if (!pw || getgrouplist(pw->pw_name, pw->pw_gid, groups, &n) < 0)
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len))
         return false;
-    for (int i = 0; i < n; i++)
+    for (size_t i = 0; i < len / sizeof(gid_t); i++)
         if (groups[i] == server.group)
             return true;
     return false;
 }
 
-static bool peer_allowed(const struct ucred *c)
+static bool peer_allowed(int fd, const struct ucred *c)
 {
     if (c->uid == geteuid() || c->uid == 0)
         return true;
-    return server.has_group && in_group(c->uid, c->gid);
+    return server.has_group && in_group(fd, c->gid);
 }
 
 /* ---- connections ---- */
@@ -165,7 +162,8 @@ void conn_close(struct conn *c)
 
 static void conn_refuse(struct conn *c, int code, const char *text)
 {
-    edm_info("pid %d refused: %s", c->peer.pid, text);
+    edm_log(code == -EPROTO ? EDM_LOG_WARNING : EDM_LOG_INFO, "pid %d refused: %s", c->peer.pid,
+            text);
     server_send_done(c->fd, code, 0, text);
     conn_close(c);
 }
@@ -179,7 +177,7 @@ static const char *conn_check(const struct conn *c)
         process += o->peer.pid && o->peer.pid == c->peer.pid; /* 0: of a namespace around ours */
     }
     bool ours = c->peer.uid == 0 || c->peer.uid == geteuid();
-    if (!peer_allowed(&c->peer))
+    if (!peer_allowed(c->fd, &c->peer))
         return "this server belongs to another user: start your own, or ask for server_group";
     if (process > CONNS_PROCESS || (user > CONNS_MAX / 2 && !ours))
         return "too many connections";
@@ -215,11 +213,7 @@ void conn_accept(void)
     server.conns = c;
     server.nconns++;
     bool known = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->peer, &len) == 0;
-    const char *bad = known ? conn_check(c) : "who are you?";
-    if (bad) {
-        conn_refuse(c, -EACCES, bad);
-        return;
-    }
+    c->refused = known ? conn_check(c) : "who are you?"; /* heard once it has sent its request */
     struct epoll_event ev = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = c};
     if (epoll_ctl(server.epoll_fd, EPOLL_CTL_ADD, fd, &ev))
         conn_close(c);
@@ -357,6 +351,10 @@ static void on_control(struct conn *c, const struct packet *p)
 
 static void on_packet(struct conn *c, struct packet *p)
 {
+    if (c->refused) {
+        conn_refuse(c, -EACCES, c->refused);
+        return;
+    }
     if (p->msg.version != EDM_PROTO_VERSION) {
         conn_refuse(c, -EPROTO, "shim and server are of different versions: restart the server");
         return;
@@ -386,6 +384,7 @@ static void on_packet(struct conn *c, struct packet *p)
     case EDM_MSG_EVICT:
     case EDM_MSG_FETCH:
     case EDM_MSG_WATCH:
+    case EDM_MSG_STAY:
         if (c->state != CONN_NEW)
             break;
         on_control(c, p);

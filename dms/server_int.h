@@ -10,7 +10,8 @@ enum conn_state { CONN_NEW, CONN_HELLO, CONN_CLAIM, CONN_ATTACHED };
 struct conn {
     int fd;
     enum conn_state state;
-    bool again; /* came by REATTACH */
+    bool again;          /* came by REATTACH */
+    const char *refused; /* what it is told when it has asked; or NULL */
     struct ucred peer;
     struct edm_hello hello;
     struct instance *in; /* one reference from HELLO or CLAIM on */

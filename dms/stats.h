@@ -15,6 +15,7 @@ struct instance_stats {
     uint64_t forks, remaps, removes, unmaps;
     uint64_t again, poisoned;
     uint64_t latency[LATENCY_BUCKETS], latency_max_ns;
+    uint64_t resident_max; /* highest charge seen, pages */
 };
 
 /* Adds one fault that took ns from its reading to its wake-up. */

@@ -3,10 +3,13 @@
 #include "stats.h"
 #include "uffd.h"
 
-/* What is really there in leased chunks, zero pages aside; tracked pages need no looking. */
+/* What is really there in leased chunks, zero pages aside; tracked pages need no looking. When the
+ * process has ended: what was charged. */
 static uint64_t leased_pages(struct instance *in)
 {
     uint64_t sum = 0;
+    if (instance_is_gone(in))
+        return in->budget.leases * EDM_CHUNK_PAGES;
     for (uint32_t n = 0; n < in->spt.nchunks; n++) {
         const struct chunk *c = &in->spt.chunks[n];
         if (!c->leased)
@@ -35,17 +38,34 @@ static uint64_t missing_copies(const struct instance *in)
     return sum;
 }
 
-static void json_string(FILE *f, const char *s)
+/* Bytes of the UTF-8 character at s; 0: it is none. */
+static unsigned utf8_length(const unsigned char *s)
 {
+    unsigned n = s[0] < 0x80                   ? 1
+                 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2
+                 : s[0] >= 0xe0 && s[0] < 0xf0 ? 3
+                 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4
+                                               : 0;
+    for (unsigned i = 1; i < n; i++)
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    bool wrong = n == 3 && ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] >= 0xa0));
+    wrong |= n == 4 && ((s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] >= 0x90));
+    return wrong ? 0 : n;
+}
+
+static void json_string(FILE *f, const char *text)
+{
+    const unsigned char *s = (const unsigned char *)text;
     fputc('"', f);
-    for (; *s; s++) {
-        unsigned char c = (unsigned char)*s;
-        if (c == '"' || c == '\\')
-            fprintf(f, "\\%c", c);
-        else if (c < 0x20 || c >= 0x7f)
-            fprintf(f, "\\u%04x", c);
+    for (unsigned n; *s; s += n ? n : 1) {
+        n = utf8_length(s);
+        if (*s == '"' || *s == '\\')
+            fprintf(f, "\\%c", *s);
+        else if (*s < 0x20 || *s == 0x7f || !n)
+            fprintf(f, "\\u%04x", *s);
         else
-            fputc(c, f);
+            fwrite(s, 1, n, f);
     }
     fputc('"', f);
 }
@@ -72,7 +92,7 @@ void stats_instance_json(struct instance *in, FILE *f)
     pthread_mutex_lock(&in->lock);
     const struct budget *b = &in->budget;
     uint64_t resident = b->resident + b->evicting + b->pinned + in->limbo.used + leased_pages(in);
-    uint64_t stored = in->stored, limit = b->limit, max = b->max, charged = budget_charge(in);
+    uint64_t stored = in->stored, limit = b->limit, charged = budget_charge(in);
     struct instance_stats s = *in->stats;
     uint64_t limbo = in->limbo.used, waiting = in->nwaiters, missing = missing_copies(in);
     pthread_mutex_unlock(&in->lock);
@@ -82,7 +102,7 @@ void stats_instance_json(struct instance *in, FILE *f)
             ",\"local_memory_bytes\":%lu,\"resident_bytes\":%lu,\"resident_max_bytes\":%lu,"
             "\"charged_bytes\":%lu,\"limbo_bytes\":%lu,\"waiting\":%lu,"
             "\"stored_bytes\":%lu,\"stored_pages\":%lu,\"missing_copies\":%lu,",
-            limit << EDM_PAGE_SHIFT, resident << EDM_PAGE_SHIFT, max << EDM_PAGE_SHIFT,
+            limit << EDM_PAGE_SHIFT, resident << EDM_PAGE_SHIFT, s.resident_max << EDM_PAGE_SHIFT,
             charged << EDM_PAGE_SHIFT, limbo << EDM_PAGE_SHIFT, waiting, stored << EDM_PAGE_SHIFT,
             stored, missing);
     json_counters(&s, f);

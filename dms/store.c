@@ -340,7 +340,7 @@ void store_get_stats(struct store_stats *out)
     memset(out, 0, sizeof *out);
     store_lock(s);
     out->memory =
-        (struct store_level){(uint64_t)store_mem_capacity(&s->mem) * STORE_PAGE,
+        (struct store_level){s->transit ? 0 : (uint64_t)store_mem_capacity(&s->mem) * STORE_PAGE,
                              (uint64_t)s->mem.used * STORE_PAGE, s->raw_pages + s->lz4_pages};
     if (s->has_disk)
         out->disk =

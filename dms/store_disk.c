@@ -236,7 +236,8 @@ static int folder_open(const char *path, char *err, size_t errlen)
     struct stat st = {0};
     if (mkdir(path, 0700) && errno != EEXIST) {
         int e = errno;
-        snprintf(err, errlen, "disk_path %s cannot be made: %s", path, strerror(e));
+        snprintf(err, errlen, "disk_path %s cannot be made: %s: make it, or set another", path,
+                 strerror(e));
         return -e;
     }
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);

@@ -227,10 +227,8 @@ void attach_after_fork(bool parent_attached)
 AT_LOAD void attach_init(void)
 {
     hooks_fork_init();
-    for (size_t i = 0; i < edm_options_count; i++)
-        if (!strcmp(edm_options[i].key, "socket"))
-            attach_socket_default = !strcmp(shim_config.config.origin[i], "default") &&
-                                    strcmp(shim_config.config.socket, SYSTEM_SOCKET) != 0;
+    attach_socket_default = shim_config.config.socket_is_default &&
+                            strcmp(shim_config.config.socket, SYSTEM_SOCKET) != 0;
     if (shim_config.config.server == EDM_SERVER_AUTO)
         autostart_init();
 }

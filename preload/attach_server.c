@@ -4,6 +4,7 @@
  */
 #include "attach_int.h"
 #include <errno.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #define AUTO_AWAIT_MS 2000 /* then it is not being replaced, but gone: a program starts another */
@@ -95,18 +96,24 @@ int attach_packet_expect(int sock, uint32_t type, uint32_t len, struct packet *p
 
 /* ------------------------------------------------------------------ connecting */
 
-/* Only our own user's server, or root's, is given our memory. */
+/* Only our own user's server, or root's, is given our memory, or one of the group that our settings
+ * name. */
 static int peer_check(int sock, const char *path, struct lpet_text *why)
 {
+    struct stat st;
     struct ucred cred = {.uid = ~0u};
     socklen_t len = sizeof(cred);
     long rc = sys_call6(SYS_getsockopt, sock, SOL_SOCKET, SO_PEERCRED, (long)&cred, (long)&len, 0);
     uint32_t self = (uint32_t)sys_call3(SYS_geteuid, 0, 0, 0);
     if (!rc && (cred.uid == self || cred.uid == 0))
         return 0;
+    if (!rc && shim_config.group != ~0u && !sys_call3(SYS_stat, (long)path, (long)&st, 0) &&
+        st.st_gid == shim_config.group)
+        return 0;
     lpet_text_put(why, "the socket ");
     lpet_text_put(why, path);
-    lpet_text_put(why, " is served by another user: name your own with socket");
+    lpet_text_put(why, " is served by another user: set socket to your own, or server_group to the "
+                       "group you share");
     return -EPERM;
 }
 
@@ -130,10 +137,17 @@ int attach_server_connect(const char *path, struct lpet_text *why)
     do
         rc = sys_call3(SYS_connect, sock, (long)&sun, sizeof(sun));
     while (rc == -EINTR);
-    if (rc && rc != -EISCONN) {
+    if (rc == -EPROTOTYPE) {
+        lpet_text_put(why, path);
+        lpet_text_put(why, " is not a socket of EDM: set socket to another path");
+    } else if (rc == -EACCES) {
+        lpet_text_put(why, path);
+        lpet_text_put(why, ": no permission: the server must be yours, or its server_group yours");
+    } else if (rc && rc != -EISCONN) {
         lpet_text_put(why, "no server at ");
         lpet_text_put(why, path);
         lpet_text_errno(why, rc);
+        lpet_text_put(why, ": start one with `edm start`");
     } else {
         rc = peer_check((int)sock, path, why);
     }

@@ -59,6 +59,8 @@ void autostart_prepare(void)
     argv_add(shim_config.dms_path, "", "");
     argv_add("--daemon", "", "");
     argv_add("--auto", "", "");
+    argv_add("-c", "", ""); /* its settings are the program's */
+    argv_add("/dev/null", "", "");
     argv_add("--socket", "", "");
     argv_add(shim_config.config.socket, "", "");
     for (size_t i = 0; i < edm_options_count; i++) {
@@ -181,7 +183,7 @@ static int spawn_wait(int pid, int pidfd, int out_fd, struct lpet_text *said)
 /* The first line of what the server said, without its name in front. */
 static void said_put(struct lpet_text *why, struct lpet_text *said)
 {
-    static const char name[] = "edm-dms: ";
+    static const char name[] = "edm: ";
     const char *s = said->s;
     size_t i = 0;
     said->s[said->len] = 0;

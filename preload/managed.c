@@ -1,4 +1,5 @@
 #include "managed.h"
+#include "../config/log.h"
 #include "lpet.h"
 #include <errno.h>
 #include <linux/sysinfo.h>
@@ -30,7 +31,14 @@ bool managed_open(void)
     if (atomic_load(&begun) || atomic_exchange(&begun, true))
         return false;
     sys_madvise((uint64_t)shim_state, EDM_PAGE_SIZE, MADV_WIPEONFORK);
-    return arena_init(arena_room(shim_config.settings.arena_size)) == 0;
+    if (arena_init(arena_room(shim_config.settings.arena_size)) == 0)
+        return true;
+    bool required = shim_config.config.server == EDM_SERVER_REQUIRE;
+    edm_error("no address space for managed memory: raise `ulimit -v`, or lower arena_size%s",
+              required ? "" : ": running unmanaged");
+    if (required)
+        sys_exit_group(125);
+    return false;
 }
 
 bool managed_attached(void)

@@ -11,6 +11,7 @@
 #include "sys.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <limits.h>
 #include <linux/sysinfo.h>
 #include <stdarg.h>
@@ -40,7 +41,7 @@ extern const char __ehdr_start[] __attribute__((visibility("hidden")));
 
 __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *fmt, ...)
 {
-    char line[1024];
+    char line[2048];
     size_t n = (size_t)snprintf(line, sizeof(line), "edm: ");
     va_list ap;
     va_start(ap, fmt);
@@ -160,7 +161,7 @@ AT_LOAD static uint64_t effective_threshold(void)
 
 AT_LOAD static void read_settings(void)
 {
-    char err[512];
+    char err[2000];
     if (settings_load(&shim_config.config, err, sizeof(err)))
         die("%s", err);
     const char *token = settings_env("EDM_RUN_TOKEN");
@@ -168,6 +169,9 @@ AT_LOAD static void read_settings(void)
         shim_config.run_token = strtoull(token, NULL, 0);
     sys_call3(SYS_prctl, PR_GET_NAME, (long)shim_config.command, 0);
     resolve_settings();
+    const char *group = shim_config.config.server_group;
+    struct group *g = *group ? getgrnam(group) : NULL;
+    shim_config.group = g ? g->gr_gid : ~0u;
 }
 
 __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
@@ -193,6 +197,7 @@ __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
         shim_find_server();
         if (attach_probe(err, sizeof(err)))
             die("%s", err);
+        managed_open(); /* or it ends */
     }
     shim_config.enabled = true;
     if (shim_config.threshold == 0) {

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Generated: what edm_config_load gives without file and environment (settings_defaults.c). */
@@ -67,9 +68,11 @@ AT_LOAD static void default_socket(char *buf, size_t len)
     const char *dir = settings_env("XDG_RUNTIME_DIR");
     static const char name[] = "/edm/dms.sock";
     uid_t uid = (uid_t)sys_call3(SYS_geteuid, 0, 0, 0);
+    struct stat st;
     if (uid == 0)
         strcpy(buf, "/run/edm/dms.sock");
-    else if (dir && *dir == '/' && strlen(dir) + sizeof(name) <= len)
+    else if (dir && *dir == '/' && strlen(dir) + sizeof(name) <= len &&
+             sys_call3(SYS_stat, (long)dir, (long)&st, 0) == 0 && st.st_uid == uid)
         strcpy(stpcpy(buf, dir), name);
     else
         snprintf(buf, len, "/tmp/edm-%u/dms.sock", (unsigned)uid);

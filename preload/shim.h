@@ -26,6 +26,7 @@ struct shim_config {
     struct edm_settings settings;
     uint64_t threshold; /* managed bytes at which to attach */
     uint64_t run_token;
+    uint32_t group; /* of server_group; ~0: none */
     char command[64];
     char dms_path[512]; /* of edm-dms, for server = "auto"; "" when it was not found */
 };

@@ -52,6 +52,7 @@ enum edm_msg_type {
     EDM_MSG_WATCH,    /* struct edm_request: pid: from now on keep the last counters of every
                          instance whose `run_token` is `size`; `edm run --stats` sends it before
                          CMD starts and asks STAT with `token` at the end */
+    EDM_MSG_STAY,     /* nothing: do not end after the last instance, though started for one */
 };
 
 struct edm_msg {

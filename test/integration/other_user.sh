@@ -8,7 +8,7 @@ need perl setpriv
 
 # ask TYPE [PID]: as somebody else; the code of the answer
 ask() {
-    setpriv --reuid 65534 --regid 65534 --clear-groups perl -MSocket -e '
+    setpriv --reuid 65534 "${GROUPS_OF[@]}" perl -MSocket -e '
         my ($path, $type, $pid) = @ARGV;
         my $body = defined $pid ? pack("QQlL", 1 << 20, 0, $pid, 0) : "";
         socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die "socket: $!";
@@ -30,6 +30,7 @@ is_there() {
     server_answers && jq -e ".instances[] | select(.pid == $program)" "$CASE_TMP/stat.json" >/dev/null
 }
 
+GROUPS_OF=(--regid 65534 --clear-groups)
 CASE_TMP=$(mktemp -d /tmp/edm-other-user-XXXXXX)
 trap 'rm -rf "$CASE_TMP"' EXIT
 chmod 755 "$CASE_TMP"
@@ -43,6 +44,9 @@ expect evict -1 12 "$program"
 expect fetch -1 13 "$program"
 expect stop -1 10
 expect handover -1 16
+expect stay -1 18
+GROUPS_OF=(--regid 1 --groups 65534) # a member by the process's own list
+expect "ping by a supplementary group" 0 7
 is_there || fail "the server or the instance is gone"
 kill "$program"
 wait "$program" 2>/dev/null

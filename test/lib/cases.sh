@@ -26,6 +26,7 @@ integration_cases() {
     for t in $(grep -o '{"[a-z_]*", do_' "$TEST_ROOT/test/integration/hostile.c" | cut -d '"' -f 2); do
         echo "integration.hostile.$t 120 '$TEST_ROOT/test/integration/hostile.sh' $t"
     done
+    echo "integration.commands 120 '$TEST_ROOT/test/integration/commands.sh'"
     echo "integration.other_user 60 '$TEST_ROOT/test/integration/other_user.sh'"
     for f in "$TEST_ROOT"/test/integration/hooks_*.c; do
         [[ -e $f ]] || continue

@@ -165,7 +165,12 @@ static void wrong_files(void **state)
         {"low_watermark = 0.96;", ":1: low_watermark", "is not below high_watermark 0.95"},
         {"high_watermark = 0.5;", ":1: high_watermark", "low_watermark 0.9 (default)"},
         {"server = auto;", ":1: syntax error", "local_memory"},
-        {"lease = true;\nlease = true;", ":2: ", "duplicate"},
+        {"lease = true;\nlease = true;", ":2: ", "give each key once"},
+        {"lease = true;\n @include \"/tmp\"\n", ":2: @include", "one file"},
+        {"prefetch_max = 4294967552;", ":1: prefetch_max", "out of range"}, /* 256 in 32 bits */
+        {"high_watermark = 0.5; low_watermark = 0.4999;", ":1: low_watermark", "0.001"},
+        {"reconnect_timeout = -1;", ":1: reconnect_timeout", "out of range"},
+        {"manage = [1, 2];", ":1: manage", "wrong type"},
     };
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -183,6 +188,41 @@ static void wrong_files(void **state)
     }
 }
 
+/* What else stands on the line of a number is not the number. */
+static void numbers_as_they_are_written(void **state)
+{
+    static const char *const texts[] = {"/* cluster = 60 */ cluster = 12;", "cluster = 0xc;",
+                                        "cluster = 012;", "cluster=12 ; // cluster = 3\n"};
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        struct edm_config c;
+        char err[4096];
+
+        write_file(file, texts[i]);
+        if (load(&c, file, NULL, err))
+            fail_msg("%s: %s", texts[i], err);
+        assert_int_equal(c.cluster, 12);
+    }
+}
+
+/* The line of edm.conf without its # changes nothing. */
+static void default_socket_by_name(void **state)
+{
+    struct edm_config c, d;
+    char err[4096];
+
+    unsetenv("XDG_RUNTIME_DIR");
+    write_file(file, "");
+    assert_int_equal(load(&c, file, NULL, err), 0);
+    write_file(file, "socket = \"$XDG_RUNTIME_DIR/edm/dms.sock\";");
+    if (load(&d, file, NULL, err))
+        fail_msg("%s", err);
+    assert_string_equal(c.socket, d.socket);
+    assert_true(c.socket_is_default && d.socket_is_default);
+    write_file(file, "socket = \"/a/b\";");
+    assert_int_equal(load(&d, file, NULL, err), 0);
+    assert_false(d.socket_is_default);
+}
+
 static void unreadable_files(void **state)
 {
     struct edm_config c;
@@ -190,7 +230,9 @@ static void unreadable_files(void **state)
 
     assert_int_equal(load(&c, dir, NULL, err), -EISDIR);
     assert_int_equal(load(&c, "/nowhere", NULL, err), -ENOENT);
-    assert_int_equal(load(&c, "/dev/null", NULL, err), -EINVAL);
+    assert_int_equal(load(&c, "/dev/null", NULL, err), 0); /* no settings */
+    assert_int_equal(load(&c, "/dev/zero", NULL, err), -EINVAL);
+    assert_int_equal(load(&c, "", NULL, err), -EINVAL);
 }
 
 static void wrong_environment_and_options(void **state)
@@ -207,6 +249,11 @@ static void wrong_environment_and_options(void **state)
     assert_int_equal(load(&c, file, NULL, err), -EINVAL);
     assert_non_null(strstr(err, "EDM_LEAZE: unknown key \"leaze\": did you mean lease?"));
     unsetenv("EDM_LEAZE");
+    setenv("EDM_Lease", "true", 1);
+    assert_int_equal(load(&c, file, NULL, err), -EINVAL);
+    assert_non_null(strstr(err, "EDM_Lease: unknown key"));
+    assert_non_null(strstr(err, "upper case"));
+    unsetenv("EDM_Lease");
     setenv("EDM_RUN_TOKEN", "1", 1);
     setenv("EDM_DISABLE", "", 1);
     setenv("EDM_TEST_ANYTHING", "x", 1);
@@ -216,6 +263,8 @@ static void wrong_environment_and_options(void **state)
     assert_int_equal(load(&c, file, "=true", err), -EINVAL);
     assert_int_equal(load(&c, file, "Lease=true", err), -EINVAL);
     assert_non_null(strstr(err, "did you mean lease?"));
+    assert_int_equal(load(&c, file, "a\nb=1", err), -EINVAL);
+    assert_null(strchr(err, '\n'));
 }
 
 static void short_error_buffers_are_kept_to(void **state)
@@ -319,6 +368,8 @@ int main(void)
         cmocka_unit_test_setup(unreadable_files, setup),
         cmocka_unit_test_setup(wrong_environment_and_options, setup),
         cmocka_unit_test_setup(short_error_buffers_are_kept_to, setup),
+        cmocka_unit_test_setup(numbers_as_they_are_written, setup),
+        cmocka_unit_test_setup(default_socket_by_name, setup),
         cmocka_unit_test_setup(print_is_read_back, setup),
         cmocka_unit_test_setup(shipped_file_is_complete, setup),
         cmocka_unit_test(memory_is_plausible),

@@ -47,6 +47,10 @@ struct state *keeper_state(void)
     return NULL;
 }
 
+void budget_note(const struct instance *in)
+{
+}
+
 uint64_t budget_charge(const struct instance *in)
 {
     return in->budget.resident;

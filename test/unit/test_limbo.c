@@ -56,6 +56,10 @@ bool copies_same(store_handle h, uint32_t version, const void *page)
            memcmp(&stored[h].word, page, sizeof(stored[h].word)) == 0;
 }
 
+void budget_note(const struct instance *in)
+{
+}
+
 uint64_t budget_charge(const struct instance *in)
 {
     return tight ? in->budget.limit : 0;
