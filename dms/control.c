@@ -235,10 +235,36 @@ static void serve_evict(int fd, const struct edm_request *r, struct instance *in
         server_send_done(fd, 0, (uint32_t)done, "");
 }
 
+/* Bytes that the kernel could give without swapping; UINT64_MAX: it does not say. */
+static uint64_t memory_available(void)
+{
+    char line[128];
+    unsigned long kib;
+    uint64_t bytes = UINT64_MAX;
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "MemAvailable: %lu", &kib) == 1)
+            bytes = (uint64_t)kib << 10;
+    if (f)
+        fclose(f);
+    return bytes;
+}
+
 static void serve_fetch(int fd, struct instance *in)
 {
+    char text[160];
+    uint64_t room = memory_available() >> EDM_PAGE_SHIFT;
     pthread_mutex_lock(&in->lock);
-    uint64_t total = in->stored + in->limbo.used;
+    uint64_t away = in->stored, total = away + in->limbo.used;
+    if (away > room) {
+        pthread_mutex_unlock(&in->lock);
+        snprintf(text, sizeof(text),
+                 "%lu MiB are away and only %lu MiB of memory are free: end other "
+                 "programs first",
+                 away >> 8, room >> 8);
+        server_send_done(fd, -ENOMEM, 0, text);
+        return;
+    }
     int err = fetch_all(in, send_progress, &fd);
     pthread_mutex_unlock(&in->lock);
     server_send_done(fd, err, (uint32_t)total,

@@ -537,6 +537,7 @@ void *dm_handler_main(void *arg)
     pthread_mutex_unlock(&in->lock);
     handlers_weigh();
     while (!atomic_load(&in->stop)) {
+        store_read_await(in->uffd);
         if (handlers_wait(in, index)) {
             limbo_hand_in(in);
             continue;
@@ -562,9 +563,11 @@ void *dm_handler_main(void *arg)
             drain_eventfd(in->comp_efd);
         if (timeout > 0 && n == 0)
             in->kick = true;
+        store_read_keep();
         step(in);
         timeout = in->turns.timer_us[index] = next_timeout_us(in);
         pthread_mutex_unlock(&in->lock);
     }
+    store_read_await(in->uffd); /* what it keeps, others must get */
     return NULL;
 }

@@ -123,7 +123,7 @@ struct store_read {
     const void *data; /* in done, when err is 0: the contents */
 };
 /* Some of the pages that were asked for are here, 0 or -EBADMSG or -EIO in err. Neighbours on the
- * disk have neighbouring data. On a thread of the store, which may block. */
+ * disk have neighbouring data. On a thread of the store, or in store_read_await; it may block. */
 typedef void store_read_done(void *arg, const struct store_read *pages, uint32_t n);
 /*
  * Reads many pages without waiting for them: neighbours on the disk at once, all others side by
@@ -131,6 +131,14 @@ typedef void store_read_done(void *arg, const struct store_read *pages, uint32_t
  * before this returns; -ENOMEM: not for that page. The caller owns the pages until then.
  */
 void store_read_many(struct store_read *p, uint32_t n, store_read_done *done, void *arg);
+
+/*
+ * Between keep and await a thread keeps the few pages that it asks for to itself; it must come to
+ * await soon, holding no lock. There it looks for them (and calls done), until they are here, fd
+ * can be read, or others have to take over.
+ */
+void store_read_keep(void);
+void store_read_await(int fd);
 
 /* True when the slot holds that version and `page` has its contents: byte for byte where it is raw
  * in memory, else by the checksum. */

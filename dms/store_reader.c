@@ -4,16 +4,25 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define DEPTH 64u /* reads under way at a time: more only wait in the device's queue */
 #define BATCH 64u /* submitted at once */
 #define EVENTS 32
 #define WORKERS_WITH_AIO 2
+#define REAPER_LOOK_NS 5000000 /* then a reaper sees whether it is still wanted */
+#define KEEP_MOST 2u           /* pages that a thread keeps: a fault's; more are for many threads */
+#define LOOK_NS 200000u        /* and looks for */
+#define CROWDED_NS 30000u      /* away from the CPU: others need it */
+#define SLOW_MOST 16u          /* reads that took longer in a row: it is not worth it, */
+#define SLOW_TRY 64u           /* but now and then */
 
 /* Pages that a job has room for, and jobs kept for reuse, by class. */
 static const uint32_t class_pages[READER_CLASSES] = {1, 8, STORE_READ_RUN};
@@ -27,6 +36,7 @@ struct read_job {
     void *arg;
     struct iocb cb;
     uint32_t block, n, class;
+    uint64_t round; /* it is kept while this is the reader's; 0: by nobody */
     bool in_memory; /* not on disk after all */
     struct read_page {
         struct store_read page;
@@ -174,14 +184,30 @@ static void aio_prepare(const struct store *s, struct read_job *j)
                           .aio_rw_flags = RWF_NOWAIT}; /* the caller is not to wait */
 }
 
+/* Counts, with the lock. */
+static void job_flies(struct store_reader *r, const struct read_job *j)
+{
+    bool kept = j->round == r->round;
+    r->flying++;
+    r->kept += kept;
+    if (!kept && r->flying - r->kept == 1)
+        pthread_cond_broadcast(&r->watch);
+}
+
+static void job_landed(struct store_reader *r, const struct read_job *j)
+{
+    r->flying--;
+    r->kept -= j->round == r->round;
+}
+
 /* Takes what may be submitted now off the list. */
 static uint32_t pending_take(struct store_reader *r, struct read_job **j)
 {
     uint32_t n = 0;
     pthread_mutex_lock(&r->lock);
     while (n < BATCH && r->flying < DEPTH && r->pending.first) {
-        j[n++] = list_pop(&r->pending);
-        r->flying++;
+        j[n] = list_pop(&r->pending);
+        job_flies(r, j[n++]);
     }
     pthread_mutex_unlock(&r->lock);
     return n;
@@ -190,7 +216,8 @@ static uint32_t pending_take(struct store_reader *r, struct read_job **j)
 static void blocking_push(struct store_reader *r, struct read_job *j, bool flew)
 {
     pthread_mutex_lock(&r->lock);
-    r->flying -= flew;
+    if (flew)
+        job_landed(r, j);
     list_push(&r->blocking, j);
     pthread_mutex_unlock(&r->lock);
     pthread_cond_signal(&r->more);
@@ -211,29 +238,107 @@ static void pending_submit(struct store *s)
     }
 }
 
+/* Takes what is there, or waits for it until the time is over. False: the context is gone. */
+static bool reap(struct store *s, struct ended *e, long least, struct timespec *limit)
+{
+    struct store_reader *r = &s->reader;
+    struct io_event ev[EVENTS];
+    long n = syscall(SYS_io_getevents, r->ctx, least, (long)EVENTS, ev, limit);
+    if (n <= 0)
+        return n == 0 || errno == EINTR;
+    pthread_mutex_lock(&r->lock); /* also orders what the submitter wrote before our reading */
+    for (long i = 0; i < n; i++)
+        job_landed(r, (struct read_job *)(uintptr_t)ev[i].data);
+    bool more = r->pending.first != NULL;
+    pthread_mutex_unlock(&r->lock);
+    if (more)
+        pending_submit(s);
+    for (long i = 0; i < n; i++) {
+        struct read_job *j = (struct read_job *)(uintptr_t)ev[i].data;
+        if (ev[i].res == -EAGAIN || ev[i].res == -EOPNOTSUPP)
+            blocking_push(r, j, false);
+        else
+            ended_add(s, e, j, ev[i].res);
+    }
+    ended_tell(s, e);
+    return true;
+}
+
 static void *reaper_main(void *arg)
 {
     struct store *s = arg;
     struct store_reader *r = &s->reader;
-    struct io_event ev[EVENTS];
     struct ended e = {0};
-    long n;
-    while ((n = syscall(SYS_io_getevents, r->ctx, 1L, (long)EVENTS, ev, NULL)) > 0 ||
-           errno == EINTR) {
-        pthread_mutex_lock(&r->lock); /* also orders what the submitter wrote before our reading */
-        r->flying -= n > 0 ? (uint32_t)n : 0;
+    for (bool go = true; go;) {
+        struct timespec limit = {0, REAPER_LOOK_NS};
+        pthread_mutex_lock(&r->lock);
+        while (r->flying == r->kept && !r->stop)
+            pthread_cond_wait(&r->watch, &r->lock);
+        go = !r->stop;
         pthread_mutex_unlock(&r->lock);
-        pending_submit(s);
-        for (long i = 0; i < n; i++) {
-            struct read_job *j = (struct read_job *)(uintptr_t)ev[i].data;
-            if (ev[i].res == -EAGAIN || ev[i].res == -EOPNOTSUPP)
-                blocking_push(r, j, false);
-            else
-                ended_add(s, &e, j, ev[i].res);
-        }
-        ended_tell(s, &e);
+        go = go && reap(s, &e, 1, &limit);
     }
     return NULL;
+}
+
+/* ---- threads that look themselves ---- */
+
+static uint64_t clock_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+static _Thread_local enum { KEEPS_NONE, KEEPS_NEXT, KEEPS_SOME } keeps;
+
+void store_read_keep(void)
+{
+    struct store_reader *r = &store_self.reader;
+    unsigned slow = __atomic_load_n(&r->slow, __ATOMIC_RELAXED);
+    if (r->aio && (slow < SLOW_MOST || slow % SLOW_TRY == 0))
+        keeps = KEEPS_NEXT;
+    else if (r->aio)
+        __atomic_fetch_add(&r->slow, 1, __ATOMIC_RELAXED);
+}
+
+/* Whatever is kept by anybody is the reapers' now. */
+static void kept_leave(struct store_reader *r, bool slow)
+{
+    pthread_mutex_lock(&r->lock);
+    if (!r->kept)
+        __atomic_store_n(&r->slow, 0, __ATOMIC_RELAXED);
+    else if (slow)
+        __atomic_fetch_add(&r->slow, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&r->round, 1, __ATOMIC_RELAXED);
+    r->kept = 0;
+    bool some = r->flying > 0;
+    pthread_mutex_unlock(&r->lock);
+    if (some)
+        pthread_cond_broadcast(&r->watch);
+}
+
+void store_read_await(int fd)
+{
+    struct store *s = &store_self;
+    struct store_reader *r = &s->reader;
+    struct pollfd event = {.fd = fd, .events = POLLIN};
+    struct ended e = {0};
+    bool some = keeps == KEEPS_SOME, called = false;
+    keeps = KEEPS_NONE;
+    if (!some)
+        return;
+    uint64_t began = clock_ns(), last = began, now = began;
+    while (__atomic_load_n(&r->kept, __ATOMIC_RELAXED) && !called && now - began < LOOK_NS &&
+           now - last < CROWDED_NS) {
+        struct timespec none = {0};
+        reap(s, &e, 0, &none);
+        called = poll(&event, 1, 0) != 0;
+        last = clock_ns();
+        sched_yield(); /* whoever can use this CPU, has it: then the reapers do as well */
+        now = clock_ns();
+    }
+    kept_leave(r, !called);
 }
 
 /* ---- threads that block ---- */
@@ -320,7 +425,10 @@ void store_read_many(struct store_read *p, uint32_t n, store_read_done *done, vo
     struct store *s = &store_self;
     struct store_reader *r = &s->reader;
     struct found f[STORE_READ_MANY];
+    bool keep = keeps != KEEPS_NONE && n <= KEEP_MOST;
     assert(n <= STORE_READ_MANY);
+    if (keep)
+        keeps = KEEPS_SOME;
     places_find(s, p, n, f);
     for (uint32_t i = 0, k; i < n; i += k) {
         k = run_length(f + i, n - i);
@@ -331,6 +439,7 @@ void store_read_many(struct store_read *p, uint32_t n, store_read_done *done, vo
             continue;
         j->done = done;
         j->arg = arg;
+        j->round = keep ? __atomic_load_n(&r->round, __ATOMIC_RELAXED) : 0;
         if (!r->aio || j->in_memory || s->disk.fault == DISK_FAULT_READ) {
             blocking_push(r, j, false);
             continue;
@@ -371,6 +480,8 @@ int store_reader_start(struct store *s)
     sigset_t all, old;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->more, NULL);
+    pthread_cond_init(&r->watch, NULL);
+    r->round = 1;
     r->started = true;
     r->aio = s->has_disk && is_direct(s->disk.fd) && syscall(SYS_io_setup, 2 * DEPTH, &r->ctx) == 0;
     sigfillset(&all);
@@ -391,6 +502,7 @@ void store_reader_stop(struct store *s)
     r->stop = true;
     pthread_mutex_unlock(&r->lock);
     pthread_cond_broadcast(&r->more);
+    pthread_cond_broadcast(&r->watch);
     if (r->aio)
         syscall(SYS_io_destroy, r->ctx); /* which makes io_getevents return */
     for (unsigned i = 0; i < r->nworkers; i++)
@@ -404,6 +516,7 @@ void store_reader_stop(struct store *s)
         }
     }
     pthread_cond_destroy(&r->more);
+    pthread_cond_destroy(&r->watch);
     pthread_mutex_destroy(&r->lock);
     memset(r, 0, sizeof *r);
 }

@@ -2,6 +2,11 @@
  * Readers of the disk store: reads of many pages at once. Runs of neighbouring blocks become one
  * read each, and many are under way at a time: by kernel AIO where the file is open for direct I/O
  * (the caller's thread submits, so that no other has to wake up first), else by threads.
+ *
+ * What AIO brings is taken by whoever looks. A thread that has nothing else to do until a read ends
+ * keeps it to itself and looks again and again for as long as a device takes: a processor that
+ * sleeps meanwhile, and a reaper that is woken, cost as much as the device. Reads that nobody
+ * keeps, or keeps no longer, are the reapers'; without any they sleep.
  */
 #ifndef EDM_STORE_READER_H
 #define EDM_STORE_READER_H
@@ -28,7 +33,11 @@ struct store_reader {
     struct read_list blocking;
     struct read_job *spare[READER_CLASSES]; /* with their buffers */
     uint32_t nspare[READER_CLASSES];
-    uint32_t flying; /* submitted to AIO, or about to be */
+    uint32_t flying;      /* submitted to AIO, or about to be */
+    uint32_t kept;        /* of them, by threads that look themselves, */
+    uint64_t round;       /* since this rose last */
+    unsigned slow;        /* kept reads in a row that took longer than anybody looks */
+    pthread_cond_t watch; /* there are some for the reapers */
     bool stop;
 
     bool started, aio;

@@ -293,7 +293,8 @@ static void probe_finds_the_server(void **state)
     strcpy(path, shim_config.config.socket);
     strcpy(shim_config.config.socket, "/nonexistent/dms.sock");
     assert_int_equal(attach_probe(err, sizeof(err)), -ENOENT);
-    assert_string_equal(err, "no server at /nonexistent/dms.sock: not there: start one with `edm start`");
+    assert_string_equal(
+        err, "no server at /nonexistent/dms.sock: not there: start one with `edm start`");
     strcpy(shim_config.config.socket, path);
 }
 

@@ -1,5 +1,5 @@
 /* The page store as its users see it, and a randomised run against a model. */
-#include "../../dms/store.h"
+#include "../../dms/store_int.h"
 #include "store_pages.h"
 
 #include <dirent.h>
@@ -504,6 +504,8 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t cond;
     unsigned got, groups, wrong, errors[MANY];
+    unsigned by_reader; /* groups that the thread which reads was told of itself */
+    pthread_t reader;
 } seen = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 
 static void many_done(void *arg, const struct store_read *r, uint32_t n)
@@ -517,6 +519,7 @@ static void many_done(void *arg, const struct store_read *r, uint32_t n)
         seen.got++;
     }
     seen.groups++;
+    seen.by_reader += pthread_equal(seen.reader, pthread_self()) != 0;
     pthread_cond_signal(&seen.cond);
     pthread_mutex_unlock(&seen.lock);
 }
@@ -560,6 +563,59 @@ static void many_are_read_at_once(void **state)
         put_ok(i, &h[i]); /* some in memory still, perhaps */
     read_many(h, MANY);
     store_unref_many(h, MANY);
+}
+
+/* Page k and, when there are two, k + 7, which is no neighbour. */
+static void read_few(const store_handle *h, uint32_t k, uint32_t n)
+{
+    struct store_read r[2] = {{h[k], k, k, 0, NULL}, {h[k + 7], k + 7, k + 7, 0, NULL}};
+    seen.got = seen.wrong = 0;
+    store_read_keep();
+    store_read_many(r, n, many_done, NULL);
+    store_read_await(-1);
+    pthread_mutex_lock(&seen.lock);
+    while (seen.got < n)
+        pthread_cond_wait(&seen.cond, &seen.lock);
+    pthread_mutex_unlock(&seen.lock);
+    assert_int_equal(seen.wrong, 0);
+}
+
+static void *keep_and_leave(void *arg)
+{
+    const store_handle *h = arg;
+    store_read_keep();
+    struct store_read r = {h[0], 0, 0, 0, NULL};
+    store_read_many(&r, 1, many_done, NULL);
+    return NULL;
+}
+
+/* Whoever looks in the end, every page comes; on a disk that is not slow, mostly who asked looks.
+ */
+static void few_are_kept_by_who_asks(void **state)
+{
+    static store_handle h[MANY];
+    pthread_t other;
+    start(0, 2000, EDM_COMPRESSION_NONE);
+    for (uint32_t i = 0; i < MANY; i++)
+        put_ok(i, &h[i]);
+    assert_true(wait_stats(memory_drained));
+    seen.reader = pthread_self();
+    seen.by_reader = 0;
+    for (uint32_t i = 0; i < 2000 && (i < 200 || !seen.by_reader); i++)
+        read_few(h, i * 31 % (MANY - 7), 1 + i % 2);
+    if (store_self.reader.aio)
+        assert_true(seen.by_reader > 0);
+    read_many(h, MANY); /* more than a thread keeps */
+    seen.errors[0] = MANY;
+    assert_int_equal(pthread_create(&other, NULL, keep_and_leave, h), 0);
+    assert_int_equal(pthread_join(other, NULL), 0);
+    read_few(h, 100, 2); /* who awaits leaves to the reapers what others kept */
+    pthread_mutex_lock(&seen.lock);
+    while (seen.errors[0] == MANY)
+        pthread_cond_wait(&seen.cond, &seen.lock);
+    pthread_mutex_unlock(&seen.lock);
+    store_unref_many(h, MANY);
+    memset(&seen.reader, 0, sizeof(seen.reader));
 }
 
 static void many_from_memory_and_failing_disk(void **state)
@@ -828,6 +884,7 @@ int main(void)
         T(readers_are_not_disturbed_by_compression),
         T(writing_goes_on_when_readers_end),
         T(many_are_read_at_once),
+        T(few_are_kept_by_who_asks),
         T(many_from_memory_and_failing_disk),
         T(same_by_sum_on_disk),
         T(fini_leaves_nothing),
