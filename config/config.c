@@ -395,6 +395,24 @@ static int check_watermarks(struct edm_config *c, char *err, size_t errlen)
     return -EINVAL;
 }
 
+/* One line, whatever names were given. */
+static int clean(int rc, char *err, size_t errlen)
+{
+    for (char *e = err; rc && errlen && *e; e++)
+        if (iscntrl((unsigned char)*e))
+            *e = '?';
+    return rc;
+}
+
+int edm_config_environment(struct edm_config *c, char *err, size_t errlen)
+{
+    int rc = set_from_environment(c, err, errlen);
+
+    if (!rc)
+        rc = check_watermarks(c, err, errlen);
+    return clean(rc, err, errlen);
+}
+
 int edm_config_load(struct edm_config *c, const struct edm_config_request *req, char *err,
                     size_t errlen)
 {
@@ -415,10 +433,7 @@ int edm_config_load(struct edm_config *c, const struct edm_config_request *req, 
         rc = check_watermarks(&new, err, errlen);
     if (!rc)
         *c = new;
-    for (char *e = err; rc && errlen && *e; e++) /* one line, whatever names were given */
-        if (iscntrl((unsigned char)*e))
-            *e = '?';
-    return rc;
+    return clean(rc, err, errlen);
 }
 
 int edm_config_value(const struct edm_config *c, size_t key, char *buf, size_t len)

@@ -81,6 +81,8 @@ struct edm_config_request {
  */
 int edm_config_load(struct edm_config *c, const struct edm_config_request *req, char *err,
                     size_t errlen);
+/* The last two steps of it for *c, which has the defaults. *c is of no use after an error. */
+int edm_config_environment(struct edm_config *c, char *err, size_t errlen);
 
 /* Writes every key, its effective value and its origin to f, one line a key. */
 void edm_config_print(const struct edm_config *c, FILE *f);

@@ -101,7 +101,7 @@ static unsigned ranks_here(void)
     peer_get_info(peer_rank(), &self);
     for (int r = 0; r < peer_ranks(); r++) {
         peer_get_info(r, &other);
-        n += other.host == self.host;
+        n += other.host == self.host && other.alive;
     }
     return n ? n : 1;
 }
@@ -113,7 +113,10 @@ void instance_rebalance(void)
     struct common machine = {.taken = stores.bytes}, own = {.taken = stores.bytes};
     own.memory = edm_memory_of(getpid(), &own.group);
     machine.memory = sysinfo(&si) ? own.memory : (uint64_t)si.totalram * si.mem_unit;
-    machine.memory /= ranks_here();
+    unsigned ranks = ranks_here();
+    machine.memory /= ranks;
+    if (own.group)
+        own.memory /= ranks;
     struct instance **all = instance_list(&n);
     double scale = common_scale(&machine, all, n);
     for (size_t i = 0; i < n; i++) {

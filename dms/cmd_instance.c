@@ -141,8 +141,10 @@ const struct cmd cmd_fetch = {
     .name = "fetch",
     .run = fetch_main,
     .usage = " [-c FILE] [-o KEY=VALUE]... PID",
-    .help = "bring all memory of a running process back\n\n" OPTIONS
-            "\nDo this before attaching a debugger that reads memory by /proc/PID/mem. The process may\n"
-            "then have more memory local than `local_memory` says, until it touches new memory: `edm\n"
-            "resize` it first to have it stay so.\n",
+    .help =
+        "bring all memory of a running process back\n\n" OPTIONS
+        "\nDo this before attaching a debugger that reads memory by /proc/PID/mem. The process "
+        "may\n"
+        "then have more memory local than `local_memory` says, until it touches new memory: `edm\n"
+        "resize` it first to have it stay so.\n",
 };

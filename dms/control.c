@@ -198,6 +198,12 @@ static void send_progress(void *arg, uint64_t done, uint64_t total)
     server_send(*(int *)arg, EDM_MSG_PROGRESS, &p, sizeof(p), NULL, 0);
 }
 
+/* Pages that are on their way; limbo is local memory, too. */
+static uint64_t evict_left(const struct instance *in, bool all)
+{
+    return in->budget.forced + in->budget.evicting + (all ? in->limbo.used : 0);
+}
+
 static void serve_evict(int fd, const struct edm_request *r, struct instance *in)
 {
     bool all = !r->size;
@@ -205,27 +211,30 @@ static void serve_evict(int fd, const struct edm_request *r, struct instance *in
     struct timespec ts = {0, 2000000};
     pthread_mutex_lock(&in->lock);
     uint64_t resident = in->budget.resident + in->budget.leases * EDM_CHUNK_PAGES;
-    uint64_t total = want < resident ? want : resident, since = now_ns();
-    uint64_t start = in->stats->evicted, left = total;
+    uint64_t total = want < resident ? want : resident, since = now_ns(), chosen = since;
+    uint64_t start = in->stats->evicted, left = UINT64_MAX;
     in->budget.forced = total;
-    while (in->budget.forced + in->budget.evicting > 0 && !in->dead) {
+    if (all)
+        in->limbo.target = 0;
+    while (evict_left(in, all) > 0 && !in->dead) {
         in->kick = true;
         dm_handler_step(in);
         pthread_mutex_unlock(&in->lock);
         nanosleep(&ts, NULL);
         pthread_mutex_lock(&in->lock);
-        uint64_t now_left = in->budget.forced + in->budget.evicting;
+        uint64_t now_left = evict_left(in, all);
         if (now_left != left)
             since = now_ns();
         left = now_left;
-        if (now_ns() - since > 1000000000ull)
-            break; /* stopped, pinned, or full: what could be done is done */
+        if (in->budget.forced)
+            chosen = now_ns();
+        if (now_ns() - since > 1000000000ull || now_ns() - chosen > 2000000000ull)
+            break; /* stopped, pinned, or full; or the program moves on: what could be done is */
         send_progress(&fd, total - (left < total ? left : total), total);
     }
     in->budget.forced = 0;
     uint64_t done = in->stats->evicted - start;
-    if (all && in->chan)
-        limbo_drain_all(in);
+    budget_set(in, in->budget.limit); /* and with it limbo's */
     pthread_mutex_unlock(&in->lock);
     if (total && !done)
         server_send_done(fd, -EAGAIN, 0,

@@ -315,7 +315,7 @@ int fetch_all(struct instance *in, fetch_progress *progress, void *arg)
             if (state != PAGE_STORED && state != PAGE_LIMBO && state != PAGE_EVICTING)
                 continue;
             int e = fetch_patiently(in, id, &left);
-            if (e == -EAGAIN) /* the others come back all the same */
+            if (e == -EAGAIN && !(spt_page(&in->spt, id)->flags & PF_FETCHING)) /* others do come */
                 late = is_mapped(in, id) ? late : e;
             else
                 err = e;

@@ -57,7 +57,7 @@ static const char usage[] =
 /* One line to `edm start` (job.c reads it), through mpiexec. */
 static void announce(const char *word, const char *text)
 {
-    char line[800], host[64] = "";
+    char line[2300], host[64] = "";
     gethostname(host, sizeof(host) - 1);
     int n = snprintf(line, sizeof(line), "@edm %d %s %s %s\n", announcing, host, word, text);
     (void)!write(1, line, (size_t)n);

@@ -213,7 +213,12 @@ void conn_accept(void)
     server.conns = c;
     server.nconns++;
     bool known = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->peer, &len) == 0;
-    c->refused = known ? conn_check(c) : "who are you?"; /* heard once it has sent its request */
+    const char *bad = known ? conn_check(c) : "who are you?";
+    if (bad && server.nconns > CONNS_MAX / 64) {
+        conn_refuse(c, -EACCES, bad);
+        return;
+    }
+    c->refused = bad; /* which is heard once it has sent its request */
     struct epoll_event ev = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = c};
     if (epoll_ctl(server.epoll_fd, EPOLL_CTL_ADD, fd, &ev))
         conn_close(c);

@@ -38,6 +38,8 @@ struct read_job {
     uint32_t block, n, class;
     uint64_t round; /* it is kept while this is the reader's; 0: by nobody */
     bool in_memory; /* not on disk after all */
+    bool landed;    /* AIO has read it: */
+    int64_t got;
     struct read_page {
         struct store_read page;
         uint64_t sum;
@@ -238,8 +240,10 @@ static void pending_submit(struct store *s)
     }
 }
 
-/* Takes what is there, or waits for it until the time is over. False: the context is gone. */
-static bool reap(struct store *s, struct ended *e, long least, struct timespec *limit)
+/* Takes what is there, or waits for it until the time is over; mine: whose reads this thread may
+ * finish (NULL: everybody's), the others are for the workers. False: the context is gone. */
+static bool reap(struct store *s, struct ended *e, long least, struct timespec *limit,
+                 const void *mine)
 {
     struct store_reader *r = &s->reader;
     struct io_event ev[EVENTS];
@@ -255,7 +259,9 @@ static bool reap(struct store *s, struct ended *e, long least, struct timespec *
         pending_submit(s);
     for (long i = 0; i < n; i++) {
         struct read_job *j = (struct read_job *)(uintptr_t)ev[i].data;
-        if (ev[i].res == -EAGAIN || ev[i].res == -EOPNOTSUPP)
+        j->landed = ev[i].res != -EAGAIN && ev[i].res != -EOPNOTSUPP;
+        j->got = ev[i].res;
+        if (!j->landed || (mine && j->arg != mine))
             blocking_push(r, j, false);
         else
             ended_add(s, e, j, ev[i].res);
@@ -276,7 +282,7 @@ static void *reaper_main(void *arg)
             pthread_cond_wait(&r->watch, &r->lock);
         go = !r->stop;
         pthread_mutex_unlock(&r->lock);
-        go = go && reap(s, &e, 1, &limit);
+        go = go && reap(s, &e, 1, &limit, NULL);
     }
     return NULL;
 }
@@ -291,6 +297,7 @@ static uint64_t clock_ns(void)
 }
 
 static _Thread_local enum { KEEPS_NONE, KEEPS_NEXT, KEEPS_SOME } keeps;
+static _Thread_local const void *kept_for; /* the caller's arg */
 
 void store_read_keep(void)
 {
@@ -303,12 +310,14 @@ void store_read_keep(void)
 }
 
 /* Whatever is kept by anybody is the reapers' now. */
-static void kept_leave(struct store_reader *r, bool slow)
+static void kept_leave(struct store_reader *r, uint64_t round, bool slow)
 {
     pthread_mutex_lock(&r->lock);
-    if (!r->kept)
+    if (r->round != round) /* another has done so already */
+        slow = false;
+    else if (!r->kept)
         __atomic_store_n(&r->slow, 0, __ATOMIC_RELAXED);
-    else if (slow)
+    if (r->kept && slow)
         __atomic_fetch_add(&r->slow, 1, __ATOMIC_RELAXED);
     __atomic_fetch_add(&r->round, 1, __ATOMIC_RELAXED);
     r->kept = 0;
@@ -328,17 +337,18 @@ void store_read_await(int fd)
     keeps = KEEPS_NONE;
     if (!some)
         return;
+    uint64_t round = __atomic_load_n(&r->round, __ATOMIC_RELAXED);
     uint64_t began = clock_ns(), last = began, now = began;
     while (__atomic_load_n(&r->kept, __ATOMIC_RELAXED) && !called && now - began < LOOK_NS &&
            now - last < CROWDED_NS) {
         struct timespec none = {0};
-        reap(s, &e, 0, &none);
+        reap(s, &e, 0, &none, kept_for);
         called = poll(&event, 1, 0) != 0;
         last = clock_ns();
         sched_yield(); /* whoever can use this CPU, has it: then the reapers do as well */
         now = clock_ns();
     }
-    kept_leave(r, !called);
+    kept_leave(r, round, !called);
 }
 
 /* ---- threads that block ---- */
@@ -356,8 +366,9 @@ static void *worker_main(void *arg)
         pthread_mutex_unlock(&r->lock);
         if (!j)
             return NULL;
-        int rc = j->in_memory ? 0 : store_disk_read(&s->disk, j->block, j->n, j->data);
-        ended_add(s, &e, j, rc ? rc : (int64_t)j->n * STORE_PAGE);
+        int64_t got = j->landed ? j->got : (int64_t)j->n * STORE_PAGE;
+        int rc = j->in_memory || j->landed ? 0 : store_disk_read(&s->disk, j->block, j->n, j->data);
+        ended_add(s, &e, j, rc ? rc : got);
         ended_tell(s, &e);
     }
 }
@@ -427,8 +438,10 @@ void store_read_many(struct store_read *p, uint32_t n, store_read_done *done, vo
     struct found f[STORE_READ_MANY];
     bool keep = keeps != KEEPS_NONE && n <= KEEP_MOST;
     assert(n <= STORE_READ_MANY);
-    if (keep)
+    if (keep) {
         keeps = KEEPS_SOME;
+        kept_for = arg;
+    }
     places_find(s, p, n, f);
     for (uint32_t i = 0, k; i < n; i += k) {
         k = run_length(f + i, n - i);
@@ -439,6 +452,7 @@ void store_read_many(struct store_read *p, uint32_t n, store_read_done *done, vo
             continue;
         j->done = done;
         j->arg = arg;
+        j->landed = false;
         j->round = keep ? __atomic_load_n(&r->round, __ATOMIC_RELAXED) : 0;
         if (!r->aio || j->in_memory || s->disk.fault == DISK_FAULT_READ) {
             blocking_push(r, j, false);

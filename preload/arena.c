@@ -5,6 +5,7 @@
  * needs memory from anybody; 32 bit page numbers keep them small.
  */
 #include "arena.h"
+#include "shim.h"
 #include "sys.h"
 #include <errno.h>
 #include <stdatomic.h>
@@ -458,9 +459,21 @@ void arena_protect(uint64_t addr, uint64_t len, int prot)
     change(addr, len, ATTR_PROT, ((uint32_t)prot << PROT_SHIFT) & ATTR_PROT);
 }
 
+static bool any_locked; /* ever, since the last fork */
+
 void arena_set_state(uint64_t addr, uint64_t len, uint32_t clear, uint32_t set)
 {
+    if (set & ARENA_LOCKED)
+        any_locked = true;
     change(addr, len, clear & ~(ATTR_PROT | ARENA_TAKEN), set & ~(ATTR_PROT | ARENA_TAKEN));
+}
+
+AT_LOAD void arena_forget_locks(void)
+{
+    if (!any_locked)
+        return;
+    arena_set_state(base, npages << PAGE_BITS, ARENA_LOCKED, 0);
+    any_locked = false;
 }
 
 bool arena_marked(uint64_t addr, uint64_t len)

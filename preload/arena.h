@@ -60,6 +60,8 @@ struct arena_piece {
 bool arena_piece_at(uint64_t addr, struct arena_piece *out);
 void arena_protect(uint64_t addr, uint64_t len, int prot);
 void arena_set_state(uint64_t addr, uint64_t len, uint32_t clear, uint32_t set);
+/* In the child of a fork, which inherits no mlock. */
+void arena_forget_locks(void);
 /* Taken bytes that are not PROT_NONE and not foreign: what counts for attach_threshold. */
 uint64_t arena_accessible(void);
 

@@ -199,6 +199,11 @@ void attach_unlock_staging(void)
         sys_call3(SYS_munlock, (long)attach_lpet->staging, EDM_STAGING_PAGES * EDM_PAGE_SIZE, 0);
 }
 
+AT_LOAD bool attach_was_tried(void)
+{
+    return attach_registered || attach_refused;
+}
+
 bool attach_block(void)
 {
     for (;;) {

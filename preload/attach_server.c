@@ -96,6 +96,14 @@ int attach_packet_expect(int sock, uint32_t type, uint32_t len, struct packet *p
 
 /* ------------------------------------------------------------------ connecting */
 
+static bool is_system_socket(const char *path)
+{
+    const char *s = SYSTEM_SOCKET;
+    while (*s && *s == *path)
+        s++, path++;
+    return *s == *path;
+}
+
 /* Only our own user's server, or root's, is given our memory, or one of the group that our settings
  * name. */
 static int peer_check(int sock, const char *path, struct lpet_text *why)
@@ -107,8 +115,11 @@ static int peer_check(int sock, const char *path, struct lpet_text *why)
     uint32_t self = (uint32_t)sys_call3(SYS_geteuid, 0, 0, 0);
     if (!rc && (cred.uid == self || cred.uid == 0))
         return 0;
-    if (!rc && shim_config.group != ~0u && !sys_call3(SYS_stat, (long)path, (long)&st, 0) &&
-        st.st_gid == shim_config.group)
+    /* by its name, and a default one may lie where anybody could have made it */
+    bool chosen = !shim_config.config.socket_is_default || is_system_socket(path);
+    if (!rc && chosen && shim_config.group != ~0u &&
+        !sys_call3(SYS_lstat, (long)path, (long)&st, 0) && S_ISSOCK(st.st_mode) &&
+        st.st_uid == cred.uid && st.st_gid == shim_config.group)
         return 0;
     lpet_text_put(why, "the socket ");
     lpet_text_put(why, path);

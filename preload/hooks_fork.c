@@ -9,12 +9,27 @@
 #include "lpet.h"
 #include "ops.h"
 #include <pthread.h>
+#include <sys/single_threaded.h>
 
 int __real_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
 int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
 
-static struct edm_chan *fork_chan; /* of the one thread inside fork, as is: */
+/*
+ * A process of one thread that has no server has nothing that could be half done: no lock is taken,
+ * neither ours nor jemalloc's. What a lock's page costs is copying it twice, in parent and child;
+ * jemalloc alone has thirty such pages, and a shell does little else than fork.
+ */
+static bool fork_alone;  /* of the one thread inside fork, as are: */
+static bool fork_single; /* jemalloc's locks were left alone */
+static struct edm_chan *fork_chan;
 static uint32_t fork_seq;
+
+/* What is as it was is not written: its page is shared with the last child. */
+AT_LOAD static void note(bool *where, bool what)
+{
+    if (*where != what)
+        *where = what;
+}
 
 static void lpet_hold(struct edm_chan *c)
 {
@@ -35,9 +50,13 @@ static void lpet_release(struct edm_chan *c)
     sys_futex_wake(&c->fork_hold, INT32_MAX, 0);
 }
 
-static void fork_prepare(void)
+AT_LOAD static void fork_prepare(void)
 {
     if (!shim_state || !shim_config.enabled)
+        return;
+    note(&fork_alone, __libc_single_threaded && !attach_was_tried() &&
+                          atomic_load(&shim_state->attach_state) == SHIM_NOT_ATTACHED);
+    if (fork_alone)
         return;
     ops_lock_for_fork();
     fork_chan = attach_block() ? atomic_load(&shim_state->chan) : NULL;
@@ -62,9 +81,9 @@ static void fork_settle(struct edm_chan *c)
     } while ((__atomic_load_n(&c->batch, __ATOMIC_ACQUIRE) & 1) && lpet_now_ms() < until);
 }
 
-static void fork_parent(void)
+AT_LOAD static void fork_parent(void)
 {
-    if (!shim_state || !shim_config.enabled)
+    if (!shim_state || !shim_config.enabled || fork_alone)
         return;
     if (fork_chan) {
         fork_settle(fork_chan);
@@ -84,14 +103,22 @@ static void state_reset(void)
     atomic_store(&shim_state->attach_state, SHIM_NOT_ATTACHED);
 }
 
-static void fork_child(void)
+AT_LOAD static void fork_child(void)
 {
     if (!shim_state || !shim_config.enabled)
         return;
-    state_reset();
     hooks_misc_forked();
+    if (fork_alone) {
+        arena_forget_locks();
+        if (attach_was_tried()) { /* by a signal handler, since prepare */
+            state_reset();
+            attach_after_fork(true);
+        }
+        return;
+    }
+    state_reset();
     arena_unlock_after_fork();
-    arena_set_state(arena_start(), arena_len(), ARENA_LOCKED, 0); /* a child inherits no mlock */
+    arena_forget_locks();
     attach_after_fork(fork_chan != NULL);
     ops_unlock_after_fork();
 }
@@ -103,6 +130,29 @@ AT_LOAD void hooks_fork_init(void)
         __real_pthread_atfork(fork_prepare, fork_parent, fork_child);
 }
 
+static struct {
+    void (*prepare)(void), (*parent)(void), (*child)(void);
+} allocator;
+
+AT_LOAD static void allocator_prepare(void)
+{
+    note(&fork_single, __libc_single_threaded);
+    if (!fork_single)
+        allocator.prepare();
+}
+
+AT_LOAD static void allocator_parent(void)
+{
+    if (!fork_single)
+        allocator.parent();
+}
+
+AT_LOAD static void allocator_child(void)
+{
+    if (!fork_single)
+        allocator.child();
+}
+
 /*
  * jemalloc's call (by --wrap). Its prepare handler takes all its locks; a thread that holds one may
  * be waiting for the arena's or for ops. Ours must therefore run last, that is be registered first.
@@ -110,5 +160,8 @@ AT_LOAD void hooks_fork_init(void)
 int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void))
 {
     hooks_fork_init();
-    return __real_pthread_atfork(prepare, parent, child);
+    allocator.prepare = prepare;
+    allocator.parent = parent;
+    allocator.child = child;
+    return __real_pthread_atfork(allocator_prepare, allocator_parent, allocator_child);
 }

@@ -453,10 +453,12 @@ EXPORT int munlockall(void)
     return (int)result(rc);
 }
 
-void hooks_misc_forked(void)
+AT_LOAD void hooks_misc_forked(void)
 {
-    atomic_store(&all_pinned, false);
-    atomic_store(&managed_paused, false);
+    if (atomic_load(&all_pinned)) /* what is not written need not be copied */
+        atomic_store(&all_pinned, false);
+    if (atomic_load(&managed_paused))
+        atomic_store(&managed_paused, false);
 }
 
 void hooks_misc_attached(void)

@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static char *image;
 static size_t image_size;
@@ -34,8 +36,9 @@ static void image_read(const char *path)
 
 static void image_write(const char *path)
 {
+    unlink(path); /* programs may run with the old one */
     FILE *f = fopen(path, "wb");
-    if (!f || fwrite(image, 1, image_size, f) != image_size || fclose(f))
+    if (!f || fwrite(image, 1, image_size, f) != image_size || fchmod(fileno(f), 0755) || fclose(f))
         fail("cannot be written", path);
 }
 
@@ -99,6 +102,9 @@ int main(int argc, char **argv)
     if (!nlate)
         fail("has no relocations", "jem_tables");
     dynamic_shorten(nlate);
+    static const struct late_relocs_place none;
+    if (memcmp(image + tables->sh_offset, &none, sizeof(none)) != 0)
+        fail("does not begin with the place of late_relocs.c", "jem_tables");
     *(struct late_relocs_place *)(image + tables->sh_offset) = (struct late_relocs_place){
         .offset = rela->sh_addr + (n - nlate) * sizeof(Elf64_Rela), .n = nlate};
     image_write(argv[2]);

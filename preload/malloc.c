@@ -4,6 +4,7 @@
  */
 #include "../dms/proto/proto.h"
 #include "nursery.h"
+#include "shim.h"
 #include <errno.h>
 #include <malloc.h>
 #include <stdlib.h>
@@ -49,13 +50,13 @@ int mallctlbymib(const size_t *mib, size_t miblen, void *old, size_t *oldlen, vo
                  size_t newlen);
 void malloc_stats_print(void (*write)(void *, const char *), void *arg, const char *opts);
 
-PUBLIC void *malloc(size_t size)
+AT_LOAD PUBLIC void *malloc(size_t size)
 {
     void *p = nursery_take(size, ALIGN);
     return LIKELY(!p) ? jem_malloc(size) : p;
 }
 
-PUBLIC void *calloc(size_t n, size_t size)
+AT_LOAD PUBLIC void *calloc(size_t n, size_t size)
 {
     size_t bytes;
     if (__builtin_mul_overflow(n, size, &bytes)) {
@@ -66,13 +67,13 @@ PUBLIC void *calloc(size_t n, size_t size)
     return LIKELY(!p) ? jem_calloc(n, size) : p;
 }
 
-PUBLIC void free(void *p)
+AT_LOAD PUBLIC void free(void *p)
 {
     if (LIKELY(!nursery_has(p)))
         jem_free(p);
 }
 
-PUBLIC void *realloc(void *p, size_t size)
+AT_LOAD PUBLIC void *realloc(void *p, size_t size)
 {
     if (!p)
         return malloc(size);

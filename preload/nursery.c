@@ -16,7 +16,7 @@ static size_t *size_of(const void *p)
     return (size_t *)((uintptr_t)p - GRAIN);
 }
 
-void *nursery_take_open(size_t size, size_t align)
+AT_LOAD void *nursery_take_open(size_t size, size_t align)
 {
     size_t at = atomic_load_explicit(&mark, memory_order_relaxed), start, end;
     if (align > NURSERY_ALIGN || size > NURSERY_MOST)

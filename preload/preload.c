@@ -169,6 +169,11 @@ AT_LOAD static void read_settings(void)
         shim_config.run_token = strtoull(token, NULL, 0);
     sys_call3(SYS_prctl, PR_GET_NAME, (long)shim_config.command, 0);
     resolve_settings();
+}
+
+/* Here, because NSS is not for the LPET; only who names a group pays for it. */
+static void find_group(void)
+{
     const char *group = shim_config.config.server_group;
     struct group *g = *group ? getgrnam(group) : NULL;
     shim_config.group = g ? g->gr_gid : ~0u;
@@ -191,6 +196,7 @@ __attribute__((constructor(FIRST_CONSTRUCTOR))) static void shim_load(void)
         ret = edm_log_init("edm", c->log_level, c->log_file);
     if (ret)
         die("log_file = \"%s\": %s: give a file that can be written", c->log_file, strerror(-ret));
+    find_group();
     shim_config.threshold = effective_threshold();
     attach_init();
     if (shim_config.config.server == EDM_SERVER_REQUIRE) {

@@ -80,10 +80,10 @@ AT_LOAD static void default_socket(char *buf, size_t len)
 
 AT_LOAD int settings_load(struct edm_config *c, char *err, size_t errlen)
 {
-    if (has_variable() || has_file())
+    if (settings_env("EDM_CONF") || has_file())
         return edm_config_load(c, NULL, err, errlen);
     memcpy(c, settings_defaults, sizeof(*c));
     memset(c->socket, 0, sizeof(c->socket));
     default_socket(c->socket, sizeof(c->socket));
-    return 0;
+    return has_variable() ? edm_config_environment(c, err, errlen) : 0;
 }

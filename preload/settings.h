@@ -5,8 +5,8 @@
 #include "../config/config.h"
 
 /*
- * As edm_config_load(c, NULL, err, errlen), for the constructor. When there is neither a file nor
- * an EDM_ variable, the defaults that were worked out when the shim was built are taken.
+ * As edm_config_load(c, NULL, err, errlen), for the constructor. When there is no file, the
+ * defaults that were worked out when the shim was built are taken.
  */
 int settings_load(struct edm_config *c, char *err, size_t errlen);
 

@@ -14,7 +14,8 @@
 
 /*
  * What every command pays for when the shim is loaded, pages that are touched for the first time
- * above all (some 4 us each): the constructor's variables are neighbours, and its functions.
+ * above all (some 4 us each): the constructor's variables are neighbours, and so are its functions,
+ * those that run at each fork (a child maps no code yet), and malloc's first steps.
  */
 #define AT_LOAD_DATA __attribute__((section("at_load")))
 #define AT_LOAD __attribute__((section(".text.startup.at_load")))

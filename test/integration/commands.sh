@@ -128,6 +128,13 @@ stopped_program() {
     (($(ps -o rss= -p "$PROGRAM") >= 80 * 1024)) || fail "fetch left pages away: $(ps -o rss= -p "$PROGRAM") KiB"
     kill -CONT "$PROGRAM"
     ended
+    LD_PRELOAD=$EDM_SHIM python3 -c 'import time; x = bytearray(b"x") * (80 << 20); time.sleep(100)' &
+    PROGRAM=$!
+    until_true 20 eval "((\$(stat_of $PROGRAM .resident_bytes || echo 0) > 80 << 20))" || fail "no instance"
+    said 0 "evicted" "$EDM" evict "$PROGRAM" # it sleeps: nothing stays, not even in limbo
+    (($(stat_of "$PROGRAM" .limbo_bytes) == 0 && $(stat_of "$PROGRAM" .resident_bytes) < 1 << 20)) ||
+        fail "after evict: $(stat_of "$PROGRAM" '[.limbo_bytes, .resident_bytes]')"
+    ended
     until_true 20 "$EDM" stop >"$CASE_TMP/stop.out" 2>&1 || fail "edm stop: $(<"$CASE_TMP/stop.out")"
 }
 

@@ -62,6 +62,10 @@ void arena_unlock_after_fork(void)
 {
 }
 
+void arena_forget_locks(void)
+{
+}
+
 void arena_set_state(uint64_t addr, uint64_t len, uint32_t clear, uint32_t set)
 {
 }
