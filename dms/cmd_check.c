@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <libgen.h>
 #include <limits.h>
 #include <linux/userfaultfd.h>
 #include <stdarg.h>
@@ -441,6 +442,28 @@ static void check_memory(struct checker *k)
 
 /* ---- the command ---- */
 
+/* Could a server make its socket? */
+static bool check_socket(struct checker *k)
+{
+    char dir[EDM_CONFIG_PATH_MAX], *folder;
+    struct stat st;
+
+    if (lstat(k->config->socket, &st) == 0 && !S_ISSOCK(st.st_mode)) {
+        say(k, BROKEN, "server", "%s is not a socket: set `socket` to a path that is free",
+            k->config->socket);
+        return false;
+    }
+    snprintf(dir, sizeof(dir), "%s", k->config->socket);
+    folder = dirname(dir);
+    if (access(folder, F_OK) != 0)
+        folder = dirname(folder); /* one folder is made */
+    if (access(folder, W_OK | X_OK) == 0)
+        return true;
+    say(k, BROKEN, "server", "%s: no socket can be made below %s: %s: set `socket` to another path",
+        k->config->socket, folder, strerror(errno));
+    return false;
+}
+
 static bool check_server(struct checker *k)
 {
     char err[CMD_ERR_MAX];
@@ -450,12 +473,14 @@ static bool check_server(struct checker *k)
         say(k, FINE, "server", "one answers");
     else if (rc < 0)
         say(k, BROKEN, "server", "%s", err);
+    else if (k->config->server == EDM_SERVER_OFF)
+        say(k, WORSE, "server", "server is \"off\": nothing is managed");
+    else if (!check_socket(k))
+        return false;
     else if (k->config->server == EDM_SERVER_AUTO)
         say(k, FINE, "server", "none runs; the first program starts one");
-    else if (k->config->server == EDM_SERVER_REQUIRE)
-        say(k, BROKEN, "server", "none runs, and server is \"require\": edm start");
     else
-        say(k, WORSE, "server", "server is \"off\": nothing is managed");
+        say(k, BROKEN, "server", "none runs, and server is \"require\": edm start");
     return rc > 0;
 }
 

@@ -347,7 +347,8 @@ const struct cmd cmd_run = {
             "  -c FILE       read settings from FILE and no other\n"
             "  -m SIZE       keep at most SIZE of its memory local: 512M, 2G, 40%\n"
             "  -o KEY=VALUE  any setting; `edm config` lists them\n"
-            "  --stats FILE  write the counters of CMD's processes to FILE (JSON) when it ends\n\n"
+            "  --stats FILE  write the counters of CMD's processes to FILE (JSON) when it ends\n"
+            "                (those of an `edm run --stats` below it are in that one's)\n\n"
             "The exit status is CMD's (128+n when signal n ended it), 125 for EDM's own errors,\n"
             "126 or 127 when CMD cannot be run.\n",
 };

@@ -51,6 +51,8 @@ files_of_others_stay() {
         fail "files of the user are gone"
     mkdir "$CASE_TMP/theirs"
     chown 65534 "$CASE_TMP/theirs"
+    said 1 "no socket can be made" "$EDM" check -o "socket=$CASE_TMP/no/such/dms.sock"
+    said 1 "not a socket" "$EDM" check -o "socket=$dir/data.db"
     said 125 "another user" "$EDM" start -o "socket=$CASE_TMP/theirs/dms.sock"
     [[ -z $(ls "$CASE_TMP/theirs") ]] || fail "left with another user: $(ls "$CASE_TMP/theirs")"
 }

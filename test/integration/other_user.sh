@@ -53,3 +53,36 @@ wait "$program" 2>/dev/null
 server_expect_idle
 expect "stop of an idle server" -1 10
 server_stop
+
+# ---- a server of a user that is not root, for a group: only who names the group gives it memory
+
+mkdir "$CASE_TMP/own" "$CASE_TMP/disk2"
+chown 65534:60 "$CASE_TMP/own" "$CASE_TMP/disk2"
+chmod 750 "$CASE_TMP/own"
+cp "$EDM_DMS" "$EDM_SHIM" "$CASE_TMP/"
+# as whoever may follow forks and use userfaultfd: a device of its own, in a mount namespace of its own
+mknod "$CASE_TMP/userfaultfd" c $((0x$(stat -c %t /dev/userfaultfd))) $((0x$(stat -c %T /dev/userfaultfd)))
+chmod 666 "$CASE_TMP/userfaultfd"
+unshare -m sh -c 'mount --bind "$1/userfaultfd" /dev/userfaultfd && shift && exec "$@"' - "$CASE_TMP" \
+    setpriv --reuid 65534 --regid 60 --clear-groups --inh-caps +sys_ptrace --ambient-caps +sys_ptrace \
+    "$CASE_TMP/edm-dms" --socket "$CASE_TMP/own/dms.sock" -o server_group=games -o memory_store=64M \
+    -o disk_store=0 -o "disk_path=$CASE_TMP/disk2" >"$CASE_TMP/own.log" 2>&1 &
+server=$!
+until_true 20 test -S "$CASE_TMP/own/dms.sock" || fail "no server: $(<"$CASE_TMP/own.log")"
+
+# member VARIABLE...: a program of another member of the group; its output and status
+member() {
+    setpriv --reuid 33 --regid 33 --groups 60 env -u EDM_SERVER_GROUP EDM_SERVER=require EDM_ATTACH_THRESHOLD=0 \
+        EDM_SOCKET="$CASE_TMP/own/dms.sock" "$@" LD_PRELOAD="$CASE_TMP/libedm_preload.so" \
+        /usr/bin/python3 -c 'x = bytearray(b"x") * (40 << 20); print(len(x), x.count(b"x"))' 2>&1
+}
+
+out=$(member EDM_SERVER_GROUP=games EDM_LOCAL_MEMORY=16M)
+[[ $? == 0 && $out == "41943040 41943040" ]] || fail "a member is not served: $out; $(<"$CASE_TMP/own.log")"
+out=$(member EDM_LOCAL_MEMORY=16M)
+[[ $? == 125 && $out == *"another user"*server_group* ]] || fail "who names no group gives it memory: $out"
+ln -s "$CASE_TMP/own/dms.sock" "$CASE_TMP/link.sock"
+out=$(member EDM_SERVER_GROUP=games EDM_SOCKET="$CASE_TMP/link.sock")
+[[ $? == 125 && $out == *"another user"* ]] || fail "a link is followed: $out"
+kill "$server"
+wait "$server"
