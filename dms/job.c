@@ -84,7 +84,8 @@ int job_open(struct job *j, const char *socket, bool create, char *err, size_t e
             return 0;
         if (j->fd < 0) {
             int rc = -errno;
-            snprintf(err, errlen, "%s: %s", j->path, strerror(-rc));
+            snprintf(err, errlen, "%s: %s: the server must be yours: set `socket` to your own",
+                     j->path, strerror(-rc));
             return rc;
         }
         if (flock(j->fd, LOCK_EX | LOCK_NB) == 0) {
@@ -269,7 +270,8 @@ static int open_log(const struct job *j, char *path, size_t len, char *err, size
     unlink(path);
     fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0600);
     if (fd < 0)
-        snprintf(err, errlen, "%s: %s", path, strerror(errno));
+        snprintf(err, errlen, "%s: %s: `socket` must be where you may make files", path,
+                 strerror(errno));
     return fd < 0 ? -errno : fd;
 }
 

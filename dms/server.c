@@ -49,7 +49,7 @@ static int make_folder(const char *path, char *err, size_t errlen)
         return e;
     }
     if (stat(path, &st) || !S_ISDIR(st.st_mode)) {
-        snprintf(err, errlen, "%s: not a folder", path);
+        snprintf(err, errlen, "%s: not a folder: set `socket` to a path below one", path);
         return -ENOTDIR;
     }
     if (st.st_uid != geteuid() && st.st_uid != 0) {
@@ -105,7 +105,7 @@ static int take_lock(char *err, size_t errlen)
         busy = flock(server.lock_fd, LOCK_EX | LOCK_NB);
     }
     if (busy) {
-        snprintf(err, errlen, "%s: a server runs there already", server.socket);
+        snprintf(err, errlen, "%s: a server runs there already: `edm stop` ends it", server.socket);
         return -EADDRINUSE;
     }
     return 0;

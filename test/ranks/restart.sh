@@ -18,6 +18,16 @@ pages_away() {
     rank_answers 0 && (($(jq '[.server.peers[].pages] | add' "$CASE_TMP/rank.0.json") > 2000))
 }
 
+# What there is to know when pages do not go away, and the program's threads with their calls
+told() {
+    local t
+    echo "rank 0: $(jq -c '[.server.pid, .server.uptime_s, .server.peers, .instances]' "$CASE_TMP/rank.0.json" | head -c 1500)"
+    for t in $(pgrep -x torture -s 0); do
+        echo "torture $t: $(tr '\n' ' ' <"/proc/$t/wchan") $(head -c 60 "/proc/$t/syscall")"
+    done
+    echo "$(tail -2 "$CASE_TMP/out"); start: $(cat "$CASE_TMP/again" 2>/dev/null); server: $(tail -5 "$CASE_TMP/server.log")"
+}
+
 mpiexec_pid() {
     sed -n 's/^mpiexec \([0-9]*\) .*/\1/p' "$EDM_SOCKET.job"
 }
@@ -85,7 +95,7 @@ ranks_start "$ranks" memory_store=256M disk_store=0 ${EDM_TEST_SERVER_OPTIONS:-}
     >"$CASE_TMP/out" 2>&1 &
 program=$!
 for ((round = 1; round <= rounds; round++)); do
-    until_true 20 pages_away || fail "round $round: no pages went to other ranks: $(tail -2 "$CASE_TMP/out")"
+    until_true 20 pages_away || fail "round $round: no pages went to other ranks: $(told)"
     pause "0.$((RANDOM % 10))"
     for ((k = 0; k < ranks; k++)); do
         rank_answers "$k" || fail "round $round: rank $k does not answer"
@@ -93,7 +103,7 @@ for ((round = 1; round <= rounds; round++)); do
     kill -0 "$program" 2>/dev/null || fail "round $round: the program has ended: $(tail -2 "$CASE_TMP/out")"
     replace
 done
-until_true 20 pages_away || fail "no pages went to other ranks after the last: $(tail -2 "$CASE_TMP/out")"
+until_true 20 pages_away || fail "no pages went to other ranks after the last: $(told)"
 wait "$program"
 rc=$?
 ((rc == 0)) || fail "status $rc: $(tail -3 "$CASE_TMP/out"); server: $(grep -v info "$CASE_TMP/server.log" | tail -3)"
