@@ -63,6 +63,9 @@ int cmd_server_size(int fd, unsigned *ranks, unsigned *instances, char *err, siz
 /* The same for the instances that this rank serves, and the pages that it keeps for other ranks. */
 int cmd_server_needs(int fd, unsigned *instances, uint64_t *kept_pages, char *err, size_t errlen);
 
+/* How many of its ranks it takes for dead. */
+int cmd_server_dead(int fd, unsigned *dead, char *err, size_t errlen);
+
 /* What `dms --version` on a host (hosts_run) says about it: 0, or -errno with a line in err. */
 struct hosts_result;
 int cmd_host_verdict(const struct hosts_result *r, const char *dms, char *err, size_t errlen);

@@ -524,15 +524,25 @@ static void say_runs(const struct server_args *a)
     const struct edm_config *c = &a->s.config;
     const struct edm_client_call stay = {.type = EDM_MSG_STAY};
     char err[CMD_ERR_MAX];
+    unsigned dead = 0;
     int fd = edm_client_connect(c, false, err, sizeof(err));
-    bool as_asked = a->s.request.noptions == 0 && !a->wants_ranks;
 
     if (fd >= 0) {
         edm_client_call(fd, &stay, NULL, err, sizeof(err)); /* another user's is not ours to rule */
         close(fd);
     }
-    printf("the server at %s already runs%s\n", c->socket,
-           as_asked ? "" : ": with other options, perhaps: `edm restart` with these changes it");
+    fd = edm_client_connect(c, false, err, sizeof(err));
+    if (fd >= 0) {
+        cmd_server_dead(fd, &dead, err, sizeof(err));
+        close(fd);
+    }
+    printf("the server at %s already runs", c->socket);
+    if (dead)
+        printf(", but %u of its ranks died: `edm restart` brings %s back", dead,
+               dead == 1 ? "it" : "them");
+    else if (a->s.request.noptions || a->wants_ranks)
+        printf(": with other options, perhaps: `edm restart` with these changes it");
+    putchar('\n');
 }
 
 /* Says so and gives true when there is nothing to start; *rc is then the exit status. What a job

@@ -91,6 +91,19 @@ int cmd_server_needs(int fd, unsigned *instances, uint64_t *kept_pages, char *er
     return 0;
 }
 
+int cmd_server_dead(int fd, unsigned *dead, char *err, size_t errlen)
+{
+    int rc;
+    size_t i;
+    json_t *root = ask(fd, &rc, err, errlen), *peer;
+
+    *dead = 0;
+    json_array_foreach(json_object_get(json_object_get(root, "server"), "peers"), i, peer) *dead +=
+        json_is_false(json_object_get(peer, "alive"));
+    json_decref(root);
+    return rc;
+}
+
 static void print_store(const char *name, const json_t *store)
 {
     char used[16], capacity[16];

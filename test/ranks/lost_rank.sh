@@ -36,6 +36,8 @@ else
     log_says 'is lost .*rank 1 slot [0-9]*): .* SIGBUS' ||
         fail "no word of what is lost: $(tail -3 "$CASE_TMP/server.log")"
 fi
+[[ $("$EDM" start 2>&1) == *"already runs, but 1 of its ranks died"*"edm restart"* ]] ||
+    fail "edm start does not see the dead rank: $("$EDM" start 2>&1)"
 ranks_expect_idle 0 2 3
 ranks_stop
 echo "note: status $rc, $(grep -c 'is lost' "$CASE_TMP/server.log") pages lost"

@@ -49,14 +49,20 @@ kill_with_store() {
     [[ $2 == later ]] || kill -KILL "$pid"
 }
 
+# Kills mpiexec and what ranks there are; true when there was none. One may just be being forked.
+none_to_kill() {
+    local pid none=1
+    for pid in $(mpiexec_pid) $(pgrep -f -- "disk_path=$CASE_TMP/disk"); do
+        [[ $(cat "/proc/$pid/comm" 2>/dev/null) == @(edm-dms|mpiexec.hydra) ]] && kill -KILL "$pid" && none=
+    done
+    [[ -n $none ]]
+}
+
 # What kill -9 leaves of a start that is under way
 start_and_kill() {
-    local pid
     "$EDM" start "${SERVER_SET[@]}" -n "$ranks" >/dev/null 2>&1 &
     pause "0.$((RANDOM % 4))$((RANDOM % 10))"
-    for pid in $(mpiexec_pid) $(pgrep -f -- "disk_path=$CASE_TMP/disk"); do
-        [[ $(cat "/proc/$pid/comm" 2>/dev/null) == @(edm-dms|mpiexec.hydra) ]] && kill -KILL "$pid"
-    done
+    until_true 10 none_to_kill || fail "ranks come up again and again"
     wait $!
 }
 
