@@ -62,7 +62,7 @@ void budget_set(struct instance *in, uint64_t limit)
         target = LIMBO_MAX;
     if (in->limbo.pages && target > in->limbo.pages / 2)
         target = in->limbo.pages / 2;
-    in->limbo.target = (uint32_t)target;
+    in->limbo.target = in->limbo.emptied ? 0 : (uint32_t)target;
     in->kick = true;
 }
 

@@ -214,11 +214,13 @@ static void serve_evict(int fd, const struct edm_request *r, struct instance *in
     uint64_t total = want < resident ? want : resident, since = now_ns(), chosen = since;
     uint64_t start = in->stats->evicted, left = UINT64_MAX;
     in->budget.forced = total;
-    if (all)
-        in->limbo.target = 0;
+    in->limbo.emptied += all;
+    budget_set(in, in->budget.limit); /* and with it limbo's */
     while (evict_left(in, all) > 0 && !in->dead) {
         in->kick = true;
         dm_handler_step(in);
+        if (all)
+            limbo_drain(in, UINT32_MAX, false); /* the last few, too */
         pthread_mutex_unlock(&in->lock);
         nanosleep(&ts, NULL);
         pthread_mutex_lock(&in->lock);
@@ -234,7 +236,8 @@ static void serve_evict(int fd, const struct edm_request *r, struct instance *in
     }
     in->budget.forced = 0;
     uint64_t done = in->stats->evicted - start;
-    budget_set(in, in->budget.limit); /* and with it limbo's */
+    in->limbo.emptied -= all;
+    budget_set(in, in->budget.limit);
     pthread_mutex_unlock(&in->lock);
     if (total && !done)
         server_send_done(fd, -EAGAIN, 0,

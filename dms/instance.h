@@ -113,6 +113,7 @@ struct limbo {
     uint64_t head, tail; /* ever taken, ever released */
     uint32_t used;       /* pages in state LIMBO */
     uint32_t target;     /* pages to keep */
+    uint32_t emptied;    /* by so many: the target is 0 */
     uint64_t aside;      /* end of what a parked handler is copying; 0: nothing */
     struct aside *work;  /* its batch */
 };
