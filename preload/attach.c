@@ -204,6 +204,11 @@ AT_LOAD bool attach_was_tried(void)
     return attach_registered || attach_refused;
 }
 
+bool attach_was_registered(void)
+{
+    return attach_registered;
+}
+
 bool attach_block(void)
 {
     for (;;) {

@@ -10,6 +10,8 @@ bool attach_block(void);
 void attach_unblock(void);
 /* Was this process attached, or the one it was forked from, or refused? */
 bool attach_was_tried(void);
+/* The same, only whether it was attached. */
+bool attach_was_registered(void);
 /* In the child of a fork: what the parent was decides what the child does. */
 void attach_after_fork(bool parent_attached);
 /* After mlockall: what is locked cannot be staged into. */

@@ -110,9 +110,10 @@ AT_LOAD static void fork_child(void)
     hooks_misc_forked();
     if (fork_alone) {
         arena_forget_locks();
-        if (attach_was_tried()) { /* by a signal handler, since prepare */
+        /* by a signal handler of the parent, since prepare? one of ours knows what it did */
+        if (attach_was_tried() && atomic_load(&shim_state->attach_state) == SHIM_NOT_ATTACHED) {
             state_reset();
-            attach_after_fork(true);
+            attach_after_fork(attach_was_registered());
         }
         return;
     }
