@@ -302,11 +302,11 @@ static _Thread_local const void *kept_for; /* the caller's arg */
 void store_read_keep(void)
 {
     struct store_reader *r = &store_self.reader;
-    unsigned slow = __atomic_load_n(&r->slow, __ATOMIC_RELAXED);
+    unsigned slow = atomic_load(&r->slow);
     if (r->aio && (slow < SLOW_MOST || slow % SLOW_TRY == 0))
         keeps = KEEPS_NEXT;
     else if (r->aio)
-        __atomic_fetch_add(&r->slow, 1, __ATOMIC_RELAXED);
+        atomic_fetch_add(&r->slow, 1);
 }
 
 /* Whatever is kept by anybody is the reapers' now. */
@@ -316,10 +316,10 @@ static void kept_leave(struct store_reader *r, uint64_t round, bool slow)
     if (r->round != round) /* another has done so already */
         slow = false;
     else if (!r->kept)
-        __atomic_store_n(&r->slow, 0, __ATOMIC_RELAXED);
+        atomic_store(&r->slow, 0);
     if (r->kept && slow)
-        __atomic_fetch_add(&r->slow, 1, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&r->round, 1, __ATOMIC_RELAXED);
+        atomic_fetch_add(&r->slow, 1);
+    atomic_fetch_add(&r->round, 1);
     r->kept = 0;
     bool some = r->flying > 0;
     pthread_mutex_unlock(&r->lock);
@@ -337,10 +337,9 @@ void store_read_await(int fd)
     keeps = KEEPS_NONE;
     if (!some)
         return;
-    uint64_t round = __atomic_load_n(&r->round, __ATOMIC_RELAXED);
+    uint64_t round = atomic_load(&r->round);
     uint64_t began = clock_ns(), last = began, now = began;
-    while (__atomic_load_n(&r->kept, __ATOMIC_RELAXED) && !called && now - began < LOOK_NS &&
-           now - last < CROWDED_NS) {
+    while (atomic_load(&r->kept) && !called && now - began < LOOK_NS && now - last < CROWDED_NS) {
         struct timespec none = {0};
         reap(s, &e, 0, &none, kept_for);
         called = poll(&event, 1, 0) != 0;
@@ -453,7 +452,7 @@ void store_read_many(struct store_read *p, uint32_t n, store_read_done *done, vo
         j->done = done;
         j->arg = arg;
         j->landed = false;
-        j->round = keep ? __atomic_load_n(&r->round, __ATOMIC_RELAXED) : 0;
+        j->round = keep ? atomic_load(&r->round) : 0;
         if (!r->aio || j->in_memory || s->disk.fault == DISK_FAULT_READ) {
             blocking_push(r, j, false);
             continue;

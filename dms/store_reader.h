@@ -14,6 +14,7 @@
 #include "store.h"
 #include <linux/aio_abi.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #define READER_REAPERS 2
 #define READER_WORKERS 8 /* without AIO; with it a few, for what it refuses */
@@ -34,9 +35,9 @@ struct store_reader {
     struct read_job *spare[READER_CLASSES]; /* with their buffers */
     uint32_t nspare[READER_CLASSES];
     uint32_t flying;      /* submitted to AIO, or about to be */
-    uint32_t kept;        /* of them, by threads that look themselves, */
-    uint64_t round;       /* since this rose last */
-    unsigned slow;        /* kept reads in a row that took longer than anybody looks */
+    atomic_uint kept;     /* of them, by threads that look themselves, */
+    atomic_ulong round;   /* since this rose last */
+    atomic_uint slow;     /* kept reads in a row that took longer than anybody looks */
     pthread_cond_t watch; /* there are some for the reapers */
     bool stop;
 
