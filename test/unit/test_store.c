@@ -1,5 +1,5 @@
 /* The page store as its users see it, and a randomised run against a model. */
-#include "../../dms/store_int.h"
+#include "../../dms/store.h"
 #include "store_pages.h"
 
 #include <dirent.h>
@@ -606,8 +606,7 @@ static void *keep_and_leave(void *arg)
     return NULL;
 }
 
-/* Whoever looks in the end, every page comes; on a disk that is not slow, mostly who asked looks.
- */
+/* Whoever looks in the end, every page comes. */
 static void few_are_kept_by_who_asks(void **state)
 {
     static store_handle h[MANY];
@@ -621,7 +620,7 @@ static void few_are_kept_by_who_asks(void **state)
     for (uint32_t i = 0; i < 400; i++)
         read_few(h, i * 31 % (MANY - 7), 1 + i % 2);
     print_message("%u of 400 by who asked\n", seen.by_reader); /* a slow disk, or a crowd: 0 */
-    read_many(h, MANY); /* more than a thread keeps */
+    read_many(h, MANY);                                        /* more than a thread keeps */
     expect_page(0);
     assert_int_equal(pthread_create(&other, NULL, keep_and_leave, h), 0);
     assert_int_equal(pthread_join(other, NULL), 0);
