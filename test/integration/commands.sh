@@ -22,7 +22,7 @@ stat_of() {
     "$EDM" stat --json "$1" 2>/dev/null | jq -r ".instances[0] | $2"
 }
 
-# program MIB: holds so much memory and reads it again and again until it is ended; sets PROGRAM
+# program MIB: fills so much memory and reads it again and again until it is ended; sets PROGRAM
 program() {
     LD_PRELOAD=$EDM_SHIM python3 -c '
 import sys, time
@@ -31,7 +31,14 @@ while True:
     assert x[::4096].count(b"x") == len(x) // 4096
     time.sleep(0.05)' "$1" &
     PROGRAM=$!
-    until_true 20 eval "[[ -n \$(stat_of $PROGRAM .pid) ]]" || fail "no instance"
+    until_true 30 has_memory "$PROGRAM" "$1" || fail "no instance of $1 MiB: $("$EDM" stat "$PROGRAM" 2>&1)"
+}
+
+# has_memory PID MIB: it has filled so much
+has_memory() {
+    local bytes
+    bytes=$(stat_of "$1" '.resident_bytes + .stored_bytes')
+    ((${bytes:-0} >= $2 * MIB))
 }
 
 ended() {
